@@ -1,0 +1,942 @@
+"""Find 15 points in faces: Daniel Nouri's kfkd.py tutorial, as the slides tell it, on today's Python.
+
+    python kfkd.py                              all four steps below, one after the other
+    python kfkd.py fit                          train the first net, write net.pickle
+    python kfkd.py fit_specialists [NET]        fine-tune six specialists from it (net.pickle),
+                                                write net-specialists.pickle
+    python kfkd.py plot_learning_curves [NETS]  draw RMSE against epoch, write learning-curves.png
+    python kfkd.py predict [NETS]               mark the test faces, write submission-<time>.csv
+
+The data are the CSV files of Kaggle's "Facial Keypoints Detection" in data/ (see data/README.md).
+Without them, faces are drawn into data/faces/ and used instead.
+
+To run an experiment, edit the constants below and run again.  From another program:
+
+    import kfkd
+    kfkd.MAX_EPOCHS = 50
+    kfkd.fit()
+
+The functions stand in the order of the slides; each names its slide.
+"""
+import argparse
+import contextlib
+import importlib.util
+import os
+import pickle
+import sys
+import tempfile
+import time
+import warnings
+from collections import OrderedDict
+from datetime import datetime, timedelta
+
+try:
+    import theano_today  # noqa: F401, first of all: it prepares Python for the packages below
+except ImportError as error:
+    if __name__ == '__main__':
+        sys.exit('kfkd.py: {}'.format(error))
+    raise
+
+import lasagne
+import numpy as np
+import pandas as pd
+import theano
+from lasagne import layers
+from lasagne.layers import Conv2DLayer, MaxPool2DLayer
+from matplotlib import pyplot
+from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
+from sklearn.base import clone
+from sklearn.utils import shuffle
+
+# ---------------------------------------------------------------------------- constants to edit
+
+DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data')
+FTRAIN = os.path.join(DATA, 'training.csv')        # 30 label columns and Image
+FTEST = os.path.join(DATA, 'test.csv')             # ImageId and Image
+FLOOKUP = os.path.join(DATA, 'IdLookupTable.csv')  # which point of which face Kaggle asks for
+FTESTLABELS = None              # a file of true test labels to score against; Kaggle gives none
+
+MAX_EPOCHS = 3000               # epochs of the first net at most (deck: 3000)
+PATIENCE = 200                  # epochs without a better validation loss before stopping (200)
+BATCH_SIZE = 128                # faces a batch (128)
+EVAL_SIZE = 0.2                 # share of the faces kept for validation (0.2)
+LEARNING_RATE = 0.03, 0.0001    # at the first and at the last epoch (.03, .0001)
+MOMENTUM = 0.9, 0.999           # at the first and at the last epoch (.9, .999)
+SPECIALIST_SAMPLES = 4e6        # faces a specialist sees in its training (4e6)
+STANDARDIZE = False             # inputs with mean 0 and deviation 1: no plateau at the start (False)
+SEED = 42                       # of weights, dropout and flips; same seed, data, threads: same net
+VERBOSE = 1                     # nolearn's: 0 is silent, 1 prints a row an epoch, 2 tells more
+
+FNET = 'net.pickle'                             # files written, in the folder you are in
+FSPECIALISTS = 'net-specialists.pickle'
+FSUBMISSION = 'submission-{time}.csv'
+FFACES = 'training-faces.png'
+FCURVES = 'learning-curves.png'
+FPREDICTIONS = 'test-predictions.png'
+
+# Without Kaggle's files, these faces are drawn and used, in a run of minutes:
+DRAWN = os.path.join(DATA, 'faces')
+DRAWN_ROWS = 3600, 500          # faces for training (some 30 % with all points) and for testing
+DRAWN_CONSTANTS = {             # constant: (the deck's value, ours for drawn faces); a constant
+    'MAX_EPOCHS': (3000, 60),   # that you have changed from the deck's value stays as you set it
+    'SPECIALIST_SAMPLES': (4e6, 20000),
+    'STANDARDIZE': (False, True),  # or a short run would end on the plateau, at the mean face
+}
+
+# ------------------------------------------------------------- slide "Data Exploration + Validation"
+
+
+class DataError(ValueError):
+    """A file that cannot be used as it is; the message says which, where, and what to do."""
+
+
+def use_drawn_faces():
+    """Fall back on drawn faces where Kaggle's files have not been put in their place."""
+    names = 'training.csv', 'test.csv', 'IdLookupTable.csv', 'test-labels.csv'
+    if FTRAIN != os.path.join(DATA, names[0]) or os.path.exists(FTRAIN) or os.path.exists(FTEST):
+        return
+    changed = {name: ours for name, (deck, ours) in DRAWN_CONSTANTS.items()
+               if globals()[name] == deck}
+    print('{} is not there: using drawn faces in {}{}.'.format(FTRAIN, DRAWN, ''.join(
+        ', {} = {}'.format(name, ours) for name, ours in changed.items())))
+    files = [os.path.join(DRAWN, name) for name in names]
+    globals().update(changed, **dict(zip(('FTRAIN', 'FTEST', 'FLOOKUP', 'FTESTLABELS'), files)))
+    if not all(map(os.path.exists, files)):
+        spec = importlib.util.spec_from_file_location(
+            'make_faces', os.path.join(DATA, 'make_faces.py'))
+        make_faces = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(make_faces)
+        make_faces.write_csvs(DRAWN, *DRAWN_ROWS)
+
+
+def read_table(fname, columns):
+    """Read a CSV file that has at least the given columns.
+
+    Raises
+    ------
+    DataError
+        If there is no such file, or it is not a CSV file with these columns.
+    """
+    fname = os.path.expanduser(fname)
+    try:
+        table = pd.read_csv(fname)
+    except FileNotFoundError:
+        raise DataError('{} is not there. data/README.md says where to get it.'.format(fname))
+    except (OSError, ValueError) as error:  # ValueError: pandas' parser errors, bad encodings
+        raise DataError('{} cannot be read as a CSV file: {}.'.format(
+            fname, str(error).strip().rstrip('.')))
+    for name in columns:
+        if name not in table.columns:
+            raise DataError('{} has no column {}. Its columns are: {}. Is it the right file, '
+                            'separated by commas?'.format(
+                                fname, name, ', '.join(map(str, table.columns[:5]))[:200]))
+    if table.empty:
+        raise DataError('{} has a header but no rows.'.format(fname))
+    return table
+
+
+def numbers(table, name, fname, whole=False):
+    """Return a column of `table` as numbers; raise DataError for the first cell that is not one."""
+    column = pd.to_numeric(table[name], errors='coerce')
+    bad = column.isna() & (table[name].notna() | whole)
+    bad |= np.isinf(column)
+    if whole:
+        bad |= column != column.round()
+    if bad.any():
+        row = bad.idxmax()
+        raise DataError('{}, line {}, column {}: {!r} is not a {}number.'.format(
+            fname, row + 2, name, table[name][row], 'whole ' if whole else ''))
+    return column.astype(int) if whole else column
+
+
+_tables = {}
+
+
+def read_faces(fname):
+    """Read training.csv or test.csv and report what is odd in it.
+
+    The file is parsed once and kept until it changes: `fit` and six specialists ask for it in turn.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The label columns (or ImageId) as numbers, and at the end Image: arrays of 9216 pixels.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or a cell cannot be used, by line and column.
+    """
+    fname = os.path.expanduser(fname)
+    key = os.path.exists(fname) and (os.stat(fname).st_mtime_ns, os.stat(fname).st_size)
+    if fname in _tables and _tables[fname][0] == key:
+        return _tables[fname][1].copy()
+
+    df = read_table(fname, ['Image'])
+    df = df[[name for name in df.columns if name != 'Image'] + ['Image']]
+    for name in df.columns[:-1]:
+        df[name] = numbers(df, name, fname, whole=name == 'ImageId')
+    repeated = df.duplicated()
+
+    no_image = ~df['Image'].map(lambda image: isinstance(image, str))
+    if no_image.any():
+        raise DataError('{}, line {}: there is no image.'.format(fname, no_image.idxmax() + 2))
+    df['Image'] = df['Image'].apply(parse_image)
+    lengths = df['Image'].map(len)
+    if (lengths != 96 * 96).any():
+        row = (lengths != 96 * 96).idxmax()
+        raise DataError('{}, line {}, column Image: {} pixels could be read, 96x96 = 9216 are '
+                        'needed.'.format(fname, row + 2, lengths[row]))
+
+    odd = df['Image'].map(lambda im: not (im.min() >= 0 and im.max() <= 255))
+    report(fname, odd, 'pixels outside 0..255')
+    for name in df.columns[:-1]:
+        if name != 'ImageId':
+            report(fname, (df[name] < 0) | (df[name] > 96), name + ' outside the image (0..96)')
+    report(fname, repeated, 'the same values as an earlier row')
+
+    _tables[fname] = key, df
+    return df.copy()
+
+
+def parse_image(text):
+    """Return the numbers in a string as an array, up to the first thing that is not a number."""
+    with warnings.catch_warnings():  # NumPy warns of such a thing; the caller counts the pixels
+        warnings.simplefilter('ignore')
+        # Whole numbers, as in Kaggle's files, are read ten times faster as such.
+        image = np.fromstring(text, sep=' ', dtype=np.int32)
+        if len(image) != 96 * 96:
+            image = np.fromstring(text, sep=' ', dtype=np.float32)
+        small = image.astype(np.uint8)  # a quarter of the memory
+        return small if (small == image).all() else image
+
+
+def report(fname, odd, what):
+    """Print how many rows are odd, and the line of the first."""
+    if odd.any():
+        print('{}: {} of {} rows have {} (first: line {}).'.format(
+            os.path.basename(fname), odd.sum(), len(odd), what, odd.idxmax() + 2))
+
+
+# ------------------------------------------------------------------------- slide "Pre-Processing"
+
+def load(test=False, cols=None):
+    """Load the faces and the positions of their points.
+
+    Parameters
+    ----------
+    test : bool
+        Load FTEST instead of FTRAIN.
+    cols : sequence of str, optional
+        Only these label columns.  Rows in which one of the columns is missing are left out, so a
+        subset of the columns has more rows than all of them.
+
+    Returns
+    -------
+    X : ndarray of float32, shape (n, 9216)
+        Pixels in [0, 1].
+    y : ndarray of float32, shape (n, number of columns), or None if `test`
+        Positions in [-1, 1] from the left (x) or top (y) edge of the image to the other:
+        (pixels - 48) / 48.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be used.
+    """
+    use_drawn_faces()
+    fname = FTEST if test else FTRAIN
+    df = read_faces(fname)
+
+    if cols:  # get a subset of columns
+        missing = [name for name in cols if name not in df.columns]
+        if missing:
+            raise DataError('{} has no column {}.'.format(fname, missing[0]))
+        df = df[list(cols) + ['Image']]
+
+    print(df.count())  # prints the number of values for each column
+    df = df.dropna()  # drop all rows that have missing values in them
+    if df.empty:
+        raise DataError('{}: no row has a value in each of the columns {}.'.format(
+            fname, ', '.join(df.columns[:-1])))
+
+    X = np.vstack(df['Image'].values).astype(np.float32)
+    X /= 255.  # scale pixel values to [0, 1]
+
+    if not test:  # only FTRAIN has any target columns
+        y = df[df.columns[:-1]].values
+        y = (y - 48) / 48  # scale target coordinates to [-1, 1]
+        X, y = shuffle(X, y, random_state=42)  # shuffle train data
+        y = y.astype(np.float32)
+    else:
+        y = None
+
+    return X, y
+
+
+def load2d(test=False, cols=None):
+    """Load as `load` does, with X of shape (n, 1, 96, 96): what a convolution takes."""
+    X, y = load(test, cols)
+    return X.reshape(-1, 1, 96, 96), y
+
+
+def plot_sample(x, y, axis):
+    """Draw a face and its points.
+
+    Parameters
+    ----------
+    x : ndarray, 9216 pixels in any shape
+    y : ndarray, shape (2k,)
+        x and y of k points in turn, in [-1, 1].
+    axis : matplotlib Axes
+    """
+    axis.imshow(x.reshape(96, 96), cmap='gray', vmin=0, vmax=1)
+    # Light marks with a dark rim are seen on skin, hair and background, in print too.
+    axis.scatter(y[0::2] * 48 + 48, y[1::2] * 48 + 48, marker='o', s=14,
+                 facecolor='#F0E442', edgecolor='black', linewidth=0.7)
+    axis.set_xlim(-0.5, 95.5)
+    axis.set_ylim(95.5, -0.5)
+
+
+def plot_faces(X, y, fname, title):
+    """Write a page of the first 16 faces with their points to the picture `fname`."""
+    fig, axes = pyplot.subplots(4, 4, figsize=(8, 8.6), sharex=True, sharey=True,
+                                layout='constrained', squeeze=False)
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for axis, face, points in zip(axes.flat, X, y):
+        axis.set_visible(True)
+        axis.set_xticks([0, 48, 95])
+        axis.set_yticks([0, 48, 95])
+        plot_sample(face, points, axis)
+    fig.suptitle(title)
+    fig.supxlabel('x (pixels)')
+    fig.supylabel('y (pixels)')
+    show(fig, fname)
+
+
+def show(fig, fname):
+    """Write a figure as PNG; show it too where there is a display."""
+    with replacing(fname) as f:
+        fig.savefig(f, format='png', dpi=120)
+    print('Wrote {}.'.format(fname))
+    if pyplot.get_backend().lower() == 'agg':  # no display
+        pyplot.close(fig)
+    else:
+        pyplot.show(block=False)
+
+
+@contextlib.contextmanager
+def replacing(fname):
+    """Open a file to be written that takes its name only when it is whole."""
+    folder = os.path.dirname(os.path.abspath(fname))
+    try:
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=os.path.basename(fname) + '.')
+    except OSError as error:
+        raise DataError('{} cannot be written: {}.'.format(fname, error.strerror))
+    try:
+        with os.fdopen(handle, 'wb') as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
+        os.replace(temporary, fname)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# ---------------------------------------------- slides "Batch" and "Horizontal Flip Perturbation"
+
+class FaceBatchIterator(BatchIterator):
+    """Give the faces batch by batch, standardised when `fit_pixels` has seen training faces.
+
+    The mean and the deviation are pickled with the net, so that a net takes pixels in [0, 1]
+    wherever it is used.
+    """
+    pixel_mean = np.float32(0)
+    pixel_std = np.float32(1)
+
+    def fit_pixels(self, X):
+        """Take mean and deviation from the training faces `X`, pixels in [0, 1]."""
+        self.pixel_mean = np.float32(X.mean(dtype=np.float64))
+        self.pixel_std = np.float32(X.std(dtype=np.float64)) or np.float32(1)
+
+    def transform(self, Xb, yb):
+        if self.pixel_mean != 0 or self.pixel_std != 1:
+            Xb = (Xb - self.pixel_mean) / self.pixel_std
+        return Xb, yb
+
+
+class FlipBatchIterator(FaceBatchIterator):
+    """Mirror a random half of each batch.
+
+    The batch is a view of the training faces, so the flips are made in a copy: in the original
+    script they piled up in the training set itself.
+
+    Attributes
+    ----------
+    flip_indices : list of pairs of int
+        Label columns that change places when a face is mirrored: a left eye becomes a right eye.
+    """
+    flip_indices = [
+        (0, 2), (1, 3),
+        (4, 8), (5, 9), (6, 10), (7, 11),
+        (12, 16), (13, 17), (14, 18), (15, 19),
+        (22, 24), (23, 25),
+    ]
+
+    def transform(self, Xb, yb):
+        Xb, yb = super().transform(Xb, yb)
+
+        # Flip half of the images in this batch at random:
+        bs = Xb.shape[0]
+        indices = self.random.choice(bs, bs // 2, replace=False)
+        Xb = Xb.copy()
+        Xb[indices] = Xb[indices, :, :, ::-1]
+
+        if yb is not None:
+            yb = yb.copy()
+            # Horizontal flip of all x coordinates:
+            yb[indices, ::2] = yb[indices, ::2] * -1
+
+            # Swap places, e.g. left_eye_center_x -> right_eye_center_x
+            for a, b in self.flip_indices:
+                yb[indices, a], yb[indices, b] = yb[indices, b], yb[indices, a]
+
+        return Xb, yb
+
+
+# ------------------------------------------------- slide "Adjusting Learning Rate & Momentum"
+
+class AdjustVariable(object):
+    """Change a shared variable of the net linearly from epoch to epoch.
+
+    Parameters
+    ----------
+    name : str
+        Attribute of the net that is a Theano shared variable.
+    start, stop : float
+        Its values for the first and for the last of the net's `max_epochs`.  Epochs beyond, in a
+        second `fit`, stay at `stop`.
+    """
+    def __init__(self, name, start=0.03, stop=0.001):
+        self.name = name
+        self.start, self.stop = start, stop
+
+    def __call__(self, nn, train_history):
+        ls = np.linspace(self.start, self.stop, nn.max_epochs)
+        epoch = min(train_history[-1]['epoch'], nn.max_epochs)
+        new_value = np.float32(ls[epoch - 1])
+        getattr(nn, self.name).set_value(new_value)
+
+
+# ------------------------------------------------------------------------ slide "Convergence Tuning"
+
+class EarlyStopping(object):
+    """Stop when the validation loss has not improved for `patience` epochs.
+
+    The best weights come back when it stops and, through `restore_best_weights`, when the training
+    ends in another way.
+    """
+    def __init__(self, patience=100):
+        self.patience = patience
+        self.start()
+
+    def start(self):
+        """Forget earlier training: its losses may be of other data."""
+        self.best_valid = np.inf
+        self.best_valid_epoch = 0
+        self.best_weights = None
+        self.stopped = False
+
+    def __call__(self, nn, train_history):
+        current_valid = train_history[-1]['valid_loss']
+        current_epoch = train_history[-1]['epoch']
+        if current_valid < self.best_valid:
+            self.best_valid = current_valid
+            self.best_valid_epoch = current_epoch
+            self.best_weights = nn.get_all_params_values()
+        elif self.best_valid_epoch + self.patience < current_epoch:
+            self.stopped = True
+            print("Early stopping.")
+            print("Best valid loss was {:.6f} at epoch {}.".format(
+                self.best_valid, self.best_valid_epoch))
+            raise StopIteration()
+
+    def __getstate__(self):  # the net that is pickled has these weights
+        return dict(vars(self), best_weights=None)
+
+
+def early_stopping(nn):
+    """Return the `EarlyStopping` among the handlers of a net."""
+    return next(handler for handler in nn.on_epoch_finished if isinstance(handler, EarlyStopping))
+
+
+def start_early_stopping(nn, train_history):
+    """Start clean in a second `fit` (a handler for `on_training_started`)."""
+    early_stopping(nn).start()
+    early_stopping(nn).best_valid_epoch = len(train_history)
+
+
+def restore_best_weights(nn, train_history):
+    """Give the net its best weights back (a handler for `on_training_finished`)."""
+    best_weights = early_stopping(nn).best_weights or {}
+    for name, values in best_weights.items():
+        for param, value in zip(nn.layers_[name].get_params(), values):
+            param.set_value(value)
+
+
+class TimeLeft(object):
+    """Print, twice a minute, how far the training is and how long it can still take.
+
+    Attributes
+    ----------
+    stage, stages : int
+        For several trainings of the same length: which one this is, of how many.
+    """
+    def __init__(self, every=30):
+        self.every = every
+        self.stage = self.stages = 1
+        self.printed = time.time()
+
+    def __call__(self, nn, train_history):
+        if time.time() < self.printed + self.every:
+            return
+        self.printed = time.time()
+        epoch = train_history[-1]['epoch']
+        duration = np.mean([info['dur'] for info in train_history[-10:]])
+        left = duration * max(nn.max_epochs - epoch, 0)
+        message = 'epoch {} of {}, at most {} left'.format(epoch, nn.max_epochs, hms(left))
+        if self.stages > 1:
+            rest = left + duration * nn.max_epochs * (self.stages - self.stage)
+            message = 'specialist {} of {}, {}, {} for all'.format(
+                self.stage, self.stages, message, hms(rest))
+        print('# ' + message)
+
+
+def hms(seconds):
+    """Write seconds as hours, minutes and seconds."""
+    return str(timedelta(seconds=int(round(seconds))))
+
+
+# ---------------------------------------------------------------------- slide "Layers Definition"
+
+def build_net():
+    """Return the deck's net with the constants as they are now: 16,561,502 parameters."""
+    return NeuralNet(
+        layers=[
+            ('input', layers.InputLayer),
+            ('conv1', Conv2DLayer),
+            ('pool1', MaxPool2DLayer),
+            ('dropout1', layers.DropoutLayer),
+            ('conv2', Conv2DLayer),
+            ('pool2', MaxPool2DLayer),
+            ('dropout2', layers.DropoutLayer),
+            ('conv3', Conv2DLayer),
+            ('pool3', MaxPool2DLayer),
+            ('dropout3', layers.DropoutLayer),
+            ('hidden4', layers.DenseLayer),
+            ('dropout4', layers.DropoutLayer),
+            ('hidden5', layers.DenseLayer),
+            ('output', layers.DenseLayer),
+        ],
+        input_shape=(None, 1, 96, 96),
+        conv1_num_filters=32, conv1_filter_size=(3, 3), pool1_pool_size=(2, 2),
+        dropout1_p=0.1,
+        conv2_num_filters=64, conv2_filter_size=(2, 2), pool2_pool_size=(2, 2),
+        dropout2_p=0.2,
+        conv3_num_filters=128, conv3_filter_size=(2, 2), pool3_pool_size=(2, 2),
+        dropout3_p=0.3,
+        hidden4_num_units=1000,
+        dropout4_p=0.5,
+        hidden5_num_units=1000,
+        output_num_units=30, output_nonlinearity=None,
+
+        update_learning_rate=theano.shared(np.float32(LEARNING_RATE[0])),
+        update_momentum=theano.shared(np.float32(MOMENTUM[0])),
+
+        regression=True,
+        batch_iterator_train=FlipBatchIterator(batch_size=BATCH_SIZE, seed=SEED),
+        batch_iterator_test=FaceBatchIterator(batch_size=BATCH_SIZE),
+        train_split=TrainSplit(eval_size=EVAL_SIZE),
+        on_training_started=[start_early_stopping],
+        on_epoch_finished=[
+            AdjustVariable('update_learning_rate', *LEARNING_RATE),
+            AdjustVariable('update_momentum', *MOMENTUM),
+            EarlyStopping(patience=PATIENCE),
+            TimeLeft(),
+        ],
+        on_training_finished=[restore_best_weights],
+        max_epochs=MAX_EPOCHS,
+        verbose=VERBOSE,
+    )
+
+
+net = build_net()
+
+
+# --------------------------------------------------------------------------------- slide "Fit"
+
+def fit():
+    """Train the net on all 30 labels and write it to FNET.
+
+    Returns
+    -------
+    NeuralNet
+        Also kept as the module's `net`.
+    """
+    global net
+    X, y = load2d()
+    plot_faces(X, y, FFACES, '16 training faces and their 15 points')
+    lasagne.random.set_rng(np.random.RandomState(SEED))
+    net = build_net()
+    net.columns_ = tuple(read_faces(FTRAIN).columns[:-1])
+    net.output_num_units = y.shape[1]
+    if STANDARDIZE:
+        for iterator in (net.batch_iterator_train, net.batch_iterator_test):
+            iterator.fit_pixels(X)
+    train(net, X, y)
+    save(net, FNET)
+    raise_if_interrupted(net)
+    return net
+
+
+def train(model, X, y):
+    """Fit `model`, and tell the outcome."""
+    if len(X) * EVAL_SIZE < 1:
+        raise DataError('{} rows of {} are too few to keep {:.0%} for validation.'.format(
+            len(X), FTRAIN, EVAL_SIZE))
+    model.fit(X, y)
+    if not model.train_history_:
+        raise KeyboardInterrupt  # within the first epoch: there is nothing to keep
+    if interrupted(model):
+        restore_best_weights(model, model.train_history_)  # nolearn calls no handler then
+    best = early_stopping(model)
+    print('Best validation RMSE: {:.3f} pixels, at epoch {}.'.format(
+        np.sqrt(best.best_valid) * 48, best.best_valid_epoch))
+
+
+def interrupted(model):
+    """Tell whether Ctrl-C ended the training: nolearn takes it for a normal end."""
+    return not early_stopping(model).stopped and len(model.train_history_) < model.max_epochs
+
+
+def raise_if_interrupted(model):
+    """Let Ctrl-C end the whole program, after what there is has been saved."""
+    if interrupted(model):
+        raise KeyboardInterrupt
+
+
+def save(nets, fname):
+    """Pickle a net, or the dictionary of the specialists."""
+    with replacing(fname) as f:
+        pickle.dump(nets, f, -1)
+    print('Wrote {}.'.format(fname))
+
+
+def load_nets(fname):
+    """Unpickle what `save` has written; only from files you trust, as pickles run code."""
+    try:
+        with open(os.path.expanduser(fname), 'rb') as f:
+            return pickle.load(f)
+    except FileNotFoundError:
+        raise DataError('{} is not there: run the steps before this one, or name the file.'
+                        .format(fname))
+    except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError,
+            IndexError, KeyError, TypeError, ValueError) as error:
+        raise DataError('{} is not a file of nets that this program has written: {}'.format(
+            fname, error))
+
+
+# ------------------------------------------------------------------ slide "Fine Tune Pre-Trained"
+
+SPECIALIST_SETTINGS = [
+    dict(
+        columns=(
+            'left_eye_center_x', 'left_eye_center_y',
+            'right_eye_center_x', 'right_eye_center_y',
+        ),
+        flip_indices=((0, 2), (1, 3)),
+    ),
+    dict(
+        columns=(
+            'nose_tip_x', 'nose_tip_y',
+        ),
+        flip_indices=(),
+    ),
+    dict(
+        columns=(
+            'mouth_left_corner_x', 'mouth_left_corner_y',
+            'mouth_right_corner_x', 'mouth_right_corner_y',
+            'mouth_center_top_lip_x', 'mouth_center_top_lip_y',
+        ),
+        flip_indices=((0, 2), (1, 3)),
+    ),
+    dict(
+        columns=(
+            'mouth_center_bottom_lip_x',
+            'mouth_center_bottom_lip_y',
+        ),
+        flip_indices=(),
+    ),
+    dict(
+        columns=(
+            'left_eye_inner_corner_x', 'left_eye_inner_corner_y',
+            'right_eye_inner_corner_x', 'right_eye_inner_corner_y',
+            'left_eye_outer_corner_x', 'left_eye_outer_corner_y',
+            'right_eye_outer_corner_x', 'right_eye_outer_corner_y',
+        ),
+        flip_indices=((0, 2), (1, 3), (4, 6), (5, 7)),
+    ),
+    dict(
+        columns=(
+            'left_eyebrow_inner_end_x', 'left_eyebrow_inner_end_y',
+            'right_eyebrow_inner_end_x', 'right_eyebrow_inner_end_y',
+            'left_eyebrow_outer_end_x', 'left_eyebrow_outer_end_y',
+            'right_eyebrow_outer_end_x', 'right_eyebrow_outer_end_y',
+        ),
+        flip_indices=((0, 2), (1, 3), (4, 6), (5, 7)),
+    ),
+]
+# A setting may also have `kwargs`, for example kwargs=dict(dropout2_p=0.3, dropout3_p=0.4): what
+# its net has other than the first one.
+
+
+def fit_specialists(fname_pretrain=None):
+    """Fine-tune a net for each group of columns and write all to FSPECIALISTS.
+
+    A specialist sees more faces than the first net, as it needs fewer columns to be filled.
+
+    Parameters
+    ----------
+    fname_pretrain : str, optional
+        A net to start from, as `fit` writes it.  Its weights are taken over wherever the shapes
+        match: all but the output layer.
+
+    Returns
+    -------
+    OrderedDict
+        Specialists by their columns.
+    """
+    use_drawn_faces()
+    net_pretrain = load_nets(fname_pretrain) if fname_pretrain else None
+    if net_pretrain is not None and not isinstance(net_pretrain, NeuralNet):
+        raise DataError('{} holds no single net: fit_specialists starts from what fit has written.'
+                        .format(fname_pretrain))
+
+    specialists = OrderedDict()
+    for number, setting in enumerate(SPECIALIST_SETTINGS, 1):
+        cols = setting['columns']
+        X, y = load2d(cols=cols)
+
+        lasagne.random.set_rng(np.random.RandomState(SEED))
+        model = clone(build_net())
+        model.output_num_units = y.shape[1]
+        model.batch_iterator_train.flip_indices = setting['flip_indices']
+        # set number of epochs relative to number of training examples:
+        model.max_epochs = max(int(SPECIALIST_SAMPLES / y.shape[0]), 1)
+        model.set_params(**setting.get('kwargs', {}))
+        for handler in model.on_epoch_finished:
+            if isinstance(handler, TimeLeft):
+                handler.stage, handler.stages = number, len(SPECIALIST_SETTINGS)
+
+        if net_pretrain is not None:
+            # if a pretrain model was given, use it to initialize the weights of our new model:
+            for name in ('batch_iterator_train', 'batch_iterator_test'):
+                iterator, pretrained = getattr(model, name), getattr(net_pretrain, name)
+                iterator.pixel_mean, iterator.pixel_std = pretrained.pixel_mean, pretrained.pixel_std
+            model.load_params_from(net_pretrain)
+        elif STANDARDIZE:
+            for iterator in (model.batch_iterator_train, model.batch_iterator_test):
+                iterator.fit_pixels(X)
+
+        print("Training model for columns {} for {} epochs".format(cols, model.max_epochs))
+        train(model, X, y)
+        raise_if_interrupted(model)
+        specialists[cols] = model
+
+    save(specialists, FSPECIALISTS)
+    return specialists
+
+
+def specialists_from(fname):
+    """Return the nets of a file as a dictionary by columns, also when it holds the first net."""
+    nets = load_nets(fname)
+    if isinstance(nets, NeuralNet) and hasattr(nets, 'columns_'):
+        return OrderedDict([(nets.columns_, nets)])
+    if not isinstance(nets, dict) or not nets or not all(
+            isinstance(model, NeuralNet) for model in nets.values()):
+        raise DataError('{} holds no nets that fit or fit_specialists has written.'.format(fname))
+    return nets
+
+
+# --------------------------------------------------------------------------------- slide "Flow"
+
+def predict(fname_specialists='net-specialists.pickle'):
+    """Mark the points of the test faces and write them as Kaggle wants them.
+
+    Parameters
+    ----------
+    fname_specialists : str
+        What `fit_specialists` has written, or `fit`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        RowId and Location (pixels, 0..96), a row for each row of FLOOKUP.
+    """
+    use_drawn_faces()
+    specialists = specialists_from(fname_specialists)
+
+    X = load2d(test=True)[0]
+    y_pred = np.empty((X.shape[0], 0))
+    columns = ()
+    for cols, model in specialists.items():
+        y_pred1 = model.predict(X)
+        y_pred = np.hstack([y_pred, y_pred1])
+        columns += tuple(cols)
+
+    y_pred2 = y_pred * 48 + 48
+    y_pred2 = y_pred2.clip(0, 96)
+    df = pd.DataFrame(y_pred2, columns=columns, index=image_ids())
+
+    plot_faces(X, y_pred, FPREDICTIONS, '16 test faces and the points found in them')
+    if FTESTLABELS:
+        score(df)
+    submission = look_up(df)
+    filename = FSUBMISSION.format(time=datetime.now().isoformat().replace(':', '-'))
+    with replacing(filename) as f:
+        submission.to_csv(f, index=False)
+    print("Wrote {}.".format(filename))
+    return submission
+
+
+def image_ids():
+    """ImageId of each row of FTEST; rows are numbered from 1 where it has no such column."""
+    faces = read_faces(FTEST)
+    if 'ImageId' not in faces.columns:
+        return pd.RangeIndex(1, len(faces) + 1)
+    repeated = faces['ImageId'].duplicated()
+    if repeated.any():
+        raise DataError('{}, line {}: the ImageId {} is there twice.'.format(
+            FTEST, repeated.idxmax() + 2, faces['ImageId'][repeated.idxmax()]))
+    return pd.Index(faces['ImageId'])
+
+
+def look_up(df):
+    """Pick from the predictions `df`, ImageId by column, what FLOOKUP asks for."""
+    table = read_table(FLOOKUP, ['RowId', 'ImageId', 'FeatureName'])
+    row_id, image_id = (numbers(table, name, FLOOKUP, whole=True) for name in ('RowId', 'ImageId'))
+    rows, columns = df.index.get_indexer(image_id), df.columns.get_indexer(table['FeatureName'])
+    for found, name, where in ((rows, 'ImageId', FTEST), (columns, 'FeatureName', 'the nets')):
+        if (found < 0).any():
+            row = (found < 0).argmax()
+            raise DataError('{}, line {}, column {}: {!r} is not in {}.'.format(
+                FLOOKUP, row + 2, name, table[name][row], where))
+    return pd.DataFrame({'RowId': row_id, 'Location': df.values[rows, columns]})
+
+
+def score(df):
+    """Print the RMSE of the predictions on the true labels, and that of a guess."""
+    labels = read_table(FTESTLABELS, ['ImageId'] + list(df.columns)).set_index('ImageId')
+    truth = labels.loc[df.index, df.columns].values
+    mean = read_faces(FTRAIN)[list(df.columns)].mean().values
+    rmse, rmse_of_mean = (np.sqrt(np.nanmean((guess - truth) ** 2)) for guess in (df.values, mean))
+    print('Test RMSE: {:.3f} pixels. Guessing the mean of the training labels: {:.3f}. '
+          'Ratio: {:.2f}.'.format(rmse, rmse_of_mean, rmse / rmse_of_mean))
+
+
+# ------------------------------------------------------------------------ slide "Learning Curves"
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; vermilion is the deck's red.
+COLORS = ['#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#000000']
+RED = '#D55E00'
+
+
+def plot_learning_curves(fname_specialists='net-specialists.pickle'):
+    """Draw the RMSE in pixels of each net against its training: solid validation, dashed training.
+
+    Specialists train for different numbers of epochs, so the axis is the share of each one's
+    training; the red curve is their mean, weighted by the number of columns.
+    """
+    models = specialists_from(fname_specialists)
+
+    fig, ax = pyplot.subplots(figsize=(10, 6), layout='constrained')
+    share = np.linspace(0, 1, 101)
+    valid_losses = []
+    lowest = 1.0
+    for number, (cg, model) in enumerate(models.items()):
+        history = pd.DataFrame(model.train_history_)
+        done = np.linspace(0, 1, len(history))
+        valid_loss, train_loss = (np.interp(share, done, np.sqrt(history[name]) * 48)
+                                  for name in ('valid_loss', 'train_loss'))
+        color = COLORS[number % len(COLORS)]
+        ax.plot(share * 100, valid_loss, color=color, linewidth=3,
+                label='{} ({}), {} epochs'.format(cg[0], len(cg), len(history)))
+        ax.plot(share * 100, train_loss, color=color, linestyle='--', linewidth=3, alpha=0.6)
+        valid_losses.append(valid_loss)
+        lowest = min(lowest, valid_loss.min(), train_loss.min())
+
+    weights = np.array([m.output_num_units for m in models.values()], dtype=float)
+    weights /= weights.sum()
+    mean_valid_loss = (np.vstack(valid_losses) * weights.reshape(-1, 1)).sum(axis=0)
+    if len(models) > 1:
+        ax.plot(share * 100, mean_valid_loss, color=RED, label='mean', linewidth=4, alpha=0.8)
+    ax.plot([], [], color='gray', linewidth=3, label='solid: validation')
+    ax.plot([], [], color='gray', linewidth=3, linestyle='--', alpha=0.6, label='dashed: training')
+    ax.legend()
+    ax.set_ylim((lowest * 0.95 if lowest < 1 else 1.0, 4.0))
+    ax.grid()
+    ax.set_ylabel("RMSE (pixels)")
+    ax.set_xlabel("share of the training done (%)")
+    show(fig, FCURVES)
+
+
+# --------------------------------------------------------------------------------- slide "Flow"
+
+def main(argv=None):
+    """Run the four steps, or the one named on the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog='kfkd.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage='python kfkd.py [-h] [fit | fit_specialists [NET] | plot_learning_curves [NETS] | '
+              'predict [NETS]]')
+    steps = parser.add_subparsers(dest='step', help=argparse.SUPPRESS, metavar='')
+    steps.add_parser('fit')
+    for name, default in (('fit_specialists', FNET), ('plot_learning_curves', FSPECIALISTS),
+                          ('predict', FSPECIALISTS)):
+        steps.add_parser(name).add_argument('fname', nargs='?', default=default)
+    args = parser.parse_args(argv)
+
+    try:
+        if args.step is None:
+            fit()  # train your first model
+            fit_specialists(FNET)  # train specialists, initialize weights from your first model
+            plot_learning_curves(FSPECIALISTS)
+            predict(FSPECIALISTS)  # make predictions to submit to Kaggle
+        elif args.step == 'fit':
+            fit()
+        else:
+            globals()[args.step](args.fname)
+    except DataError as error:
+        print('kfkd.py: {}'.format(error), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('kfkd.py: interrupted', file=sys.stderr)
+        return 130
+    if pyplot.get_fignums():  # windows are open: keep them until they are closed
+        pyplot.show()
+    return 0
+
+
+if __name__ == '__main__':
+    # As a module, so that pickles name classes of kfkd, not of __main__.
+    import kfkd
+    sys.exit(kfkd.main())
