@@ -1,0 +1,282 @@
+// The forward pass of a convolution layer: conv + bias, ReLU, max-pool, dropout; see conv.hpp.
+#pragma once
+#include "conv_layer.hpp"
+
+namespace conv {
+
+// ---- conv + bias ----
+
+// The micro-kernel: MR pixels x NR vec of filters, accumulated in registers.
+//
+//                   filters  ──►
+//                 [ w0 ][ w1 ]            one row of the packed block per k
+//     pixel 0  x  [    ][    ]
+//     pixel 1  x  [   acc    ]            MR * NR accumulators + NR for w + 1 for x
+//       ...    x  [    ][    ]            fill the machine's registers
+//
+// k runs over the KH rows of the window and the KW * C consecutive floats in each.
+template <int MR, int NR>
+static void conv_tile(const Layer& l, const float* x, const float* w, const float* bias, float* out, long out_pixel) {
+    const long row = l.padded_w * l.C, pixel = l.stride_w * l.C, segment = l.segment;
+    vec acc[MR][NR];
+    for (int r = 0; r < NR; r++) {
+        vec b = load(bias + r * LANES);
+        for (int p = 0; p < MR; p++) acc[p][r] = b;
+    }
+    for (long i = 0; i < l.KH; i++, x += row)
+        for (long k = 0; k < segment; k++, w += NR * LANES) {
+            vec wk[NR];
+#pragma GCC unroll 8
+            for (int r = 0; r < NR; r++) wk[r] = load(w + r * LANES);
+#pragma GCC unroll 32
+            for (int p = 0; p < MR; p++) {
+                vec xk = broadcast(x[p * pixel + k]);
+#pragma GCC unroll 8
+                for (int r = 0; r < NR; r++) acc[p][r] = fma(xk, wk[r], acc[p][r]);
+            }
+        }
+    for (int p = 0; p < MR; p++)
+        for (int r = 0; r < NR; r++) store(out + p * out_pixel + r * LANES, acc[p][r]);
+}
+
+// The most pixels whose accumulators fit.
+constexpr int most_pixels(int nr) {
+    return (REGISTERS - 1 - nr) / nr < 1 ? 1 : (REGISTERS - 1 - nr) / nr > 12 ? 12 : (REGISTERS - 1 - nr) / nr;
+}
+
+typedef void (*ConvTile)(const Layer&, const float*, const float*, const float*, float*, long);
+
+// conv_tile<n, NR> for an n of 1 .. MR that is known at run time.
+template <int MR, int NR>
+struct ConvTiles {
+    static ConvTile find(int n) { return n == MR ? conv_tile<MR, NR> : ConvTiles<MR - 1, NR>::find(n); }
+};
+template <int NR>
+struct ConvTiles<0, NR> {
+    static ConvTile find(int) { return NULL; }
+};
+
+// Rows [begin, end) of the conv output for one block of filters, the first `columns` of each, into
+// out[row - begin][column][NR * LANES]. The columns are split evenly, since tiles of 6 + 4 pixels run as fast as two
+// of 5, and 6 + 1 do not.
+template <int NR>
+static void conv_rows(const Layer& l, const float* x, long begin, long end, long columns, const float* w,
+                      const float* bias, float* out) {
+    constexpr int MR = most_pixels(NR);
+    long tiles = (columns + MR - 1) / MR, small = tiles ? columns / tiles : 0, larger = tiles ? columns % tiles : 0;
+    ConvTile kernel = ConvTiles<MR, NR>::find((int)small), kernel_larger = ConvTiles<MR, NR>::find((int)small + 1);
+    for (long y = begin; y < end; y++) {
+        const float* p = x + y * l.stride_h * l.padded_w * l.C;
+        for (long t = 0; t < tiles; t++) {
+            long n = small + (t < larger);
+            (t < larger ? kernel_larger : kernel)(l, p, w, bias, out, NR * LANES);
+            p += n * l.stride_w * l.C;
+            out += n * NR * LANES;
+        }
+    }
+}
+
+static void conv_rows(const Layer& l, const float* x, long begin, long end, long columns, const float* w,
+                      const float* bias, float* out, long width) {
+    if (width == BLOCK) conv_rows<2>(l, x, begin, end, columns, w, bias, out);
+    else conv_rows<1>(l, x, begin, end, columns, w, bias, out);
+}
+
+// ---- ReLU, max-pool, dropout ----
+
+// Where one image's results go.
+struct Pooled {
+    float* out;             // [PH * PW][O]
+    uint8_t* masks;         // see Layer, or NULL
+    const uint8_t* keep;    // dropout's bits [PH * PW][plane_bytes]
+};
+
+// ReLU as the stock Ops compute it.
+SIMD_INLINE vec relu_exact(int relu, vec z) {
+    if (relu == RELU_HALF) return 0.5f * (z + abs(z));
+    if (relu) {
+        vec m = max(z, zero());
+        return z == z ? m : z;
+    }
+    return z;
+}
+
+// One pooling window of one vec of filters: h x w positions from z[i * row + j * pixel], all finite. `plane` is the bit
+// plane of the first of them.
+SIMD_INLINE void pool_window(const Layer& l, const Pooled& o, const float* z, long row, long pixel, int h, int w,
+                             uint8_t* plane, long at, int channel) {
+    const int n = (int)(l.O - channel);    // filters from here on
+    vec m = load(z);
+    for (int i = 0; i < h; i++)
+        for (int j = 0; j < w; j++) m = max(load(z + i * row + j * pixel), m);
+    mask flows = to_mask(m >= (l.relu ? zero() : m));    // the gradients of these filters
+    vec result = l.relu ? max(m, zero()) : m;
+    if (l.dropout) {
+        const mask keep = load_mask(o.keep + at * l.plane_bytes, channel);
+        flows &= keep;
+        result = select(keep, result * l.scale);
+    }
+    if (n >= LANES) store(o.out + at * l.O + channel, result);
+    else store_first(o.out + at * l.O + channel, result, n);
+    if (!plane) return;
+    const lanebits valid = n >= LANES ? (lanebits)((1ull << LANES) - 1) : (1u << n) - 1;
+    for (int i = 0; i < h; i++)
+        for (int j = 0; j < w; j++) {
+            const mask is_max = h * w == 1 ? flows : to_mask(load(z + i * row + j * pixel) == m) & flows;
+            store_bits(plane + (i * l.pool_w + j) * l.plane_bytes, channel, valid & to_bits(is_max));
+        }
+    uint8_t* planes = o.masks + at * l.planes * l.plane_bytes;
+    if (l.relu) store_bits(planes + l.zero_plane * l.plane_bytes, channel, valid & to_bits(m == zero()));
+    if (l.dropout)
+        store_bits(planes + l.keep_plane * l.plane_bytes, channel, load_bits(o.keep + at * l.plane_bytes, channel));
+}
+
+// The same where NaN or infinity may occur, in the order of Theano's Ops. The only bits are dropout's: the gradient
+// will compute everything else anew.
+static void pool_window_exact(const Layer& l, const Pooled& o, const float* z, long row, long pixel, int h, int w,
+                              long at, int channel) {
+    vec m = relu_exact(l.relu, load(z));
+    for (int i = 0; i < h; i++)
+        for (int j = 0; j < w; j++) m = max(relu_exact(l.relu, load(z + i * row + j * pixel)), m);
+    if (l.dropout) {
+        const lanebits keep = load_bits(o.keep + at * l.plane_bytes, channel);
+        m = m * l.scale * select(keep, broadcast(1.f));
+        if (o.masks) store_bits(o.masks + (at * l.planes + l.keep_plane) * l.plane_bytes, channel, keep);
+    }
+    store_first(o.out + at * l.O + channel, m, l.O - channel < LANES ? (int)(l.O - channel) : LANES);
+}
+
+// Pooling windows of row y for one block of filters from conv rows z[row - first][column][width]. H and W are the
+// size of all windows where it is known at compile time and they lie within the image, else 0.
+template <int H, int W>
+static void pool_row(const Layer& layer, const Pooled& pooled, const float* z, long first, long columns, long width,
+                     long y, long channel, bool exact) {
+    // Copies on the stack: the compiler must assume that storing a byte of the masks changes anything else.
+    const Layer l = layer;
+    const Pooled o = pooled;
+    const Span rows = window_rows(l, y);
+    const long row = columns * width;
+    z += (rows.begin - first) * row;
+    for (long x = 0; x < l.PW; x++) {
+        const Span span = window_columns(l, x);
+        const int h = H ? H : (int)(rows.end - rows.begin), w = W ? W : (int)(span.end - span.begin);
+        const long at = y * l.PW + x;
+        uint8_t* plane = NULL;
+        if (o.masks && l.planes && !exact) {
+            plane = o.masks + at * l.planes * l.plane_bytes;
+            // Positions outside the image have no bits.
+            if (!H && h * w != l.positions && channel % 8 == 0)
+                for (long p = 0; p < l.positions; p++)
+                    memset(plane + p * l.plane_bytes + channel / 8, 0, (width + 7) / 8);
+            plane += ((rows.begin - rows.start) * l.pool_w + span.begin - span.start) * l.plane_bytes;
+        }
+        // A block's second vec may lie wholly beyond the last filter.
+        for (long c = 0; c < width && channel + c < l.O; c += LANES) {
+            const float* p = z + span.begin * width + c;
+            if (exact) pool_window_exact(l, o, p, row, width, h, w, at, (int)(channel + c));
+            else pool_window(l, o, p, row, width, h, w, plane, at, (int)(channel + c));
+        }
+    }
+}
+
+static void pool_row(const Layer& l, const Pooled& o, const float* z, long first, long columns, long width, long y,
+                     long channel, bool exact) {
+    // Whole windows only: with pooling's padding or ignore_border=False some are cut by the border.
+    const bool whole = l.ignore_border && !l.pool_pad_h && !l.pool_pad_w && !exact;
+    if (whole && l.pool_h == 2 && l.pool_w == 2) pool_row<2, 2>(l, o, z, first, columns, width, y, channel, false);
+    else if (whole && l.pool_h == 1 && l.pool_w == 1) pool_row<1, 1>(l, o, z, first, columns, width, y, channel, false);
+    else pool_row<0, 0>(l, o, z, first, columns, width, y, channel, exact);
+}
+
+// Columns of the conv output that pooling looks at.
+static inline long used_columns(const Layer& l) { return l.PW ? window_columns(l, l.PW - 1).end : 0; }
+
+// The bits of 8 x 8 bytes, rows and columns exchanged.
+SIMD_INLINE uint64_t transpose_bits(uint64_t x) {
+    uint64_t t = (x ^ (x >> 7)) & 0x00aa00aa00aa00aaull;    // 2 x 2 bits
+    x ^= t ^ (t << 7);
+    t = (x ^ (x >> 14)) & 0x0000cccc0000ccccull;            // 2 x 2 blocks of those
+    x ^= t ^ (t << 14);
+    t = (x ^ (x >> 28)) & 0x00000000f0f0f0f0ull;
+    return x ^ t ^ (t << 28);
+}
+
+// Dropout's samples, channels first, to bits, channels last: [PH * PW][plane_bytes].
+//
+// 8 channels x 16 pixels at a time: comparing 16 samples of a channel gives 16 bits in the order of the pixels; two
+// 8 x 8 transpositions put them into the order of the channels.
+static void keep_bits(const Layer& l, const Image& u, uint8_t* keep) {
+    const int PIXELS = 16;
+    const long pixels = l.PH * l.PW;
+    const bool plain = (l.PW == 1 || u.w == 1) && (l.PH == 1 || u.h == l.PW);
+    const vec threshold = broadcast(l.threshold);
+    float copy[PIXELS] = {};
+    memset(keep, 0, pixels * l.plane_bytes);
+    for (long c0 = 0; c0 < l.O; c0 += 8)
+        for (long at = 0; at < pixels; at += PIXELS) {
+            const long n = pixels - at < PIXELS ? pixels - at : PIXELS;
+            uint64_t low = 0, high = 0;
+            for (long c = c0; c < c0 + 8 && c < l.O; c++) {
+                const float* p = u.data + c * u.c + at;
+                if (!plain || n < PIXELS) {
+                    for (long i = 0; i < n; i++)
+                        copy[i] = u.data[c * u.c + (at + i) / l.PW * u.h + (at + i) % l.PW * u.w];
+                    p = copy;
+                }
+                uint32_t bits = 0;
+                for (int i = 0; i < PIXELS; i += LANES) bits |= to_bits(load(p + i) < threshold) << i;
+                low |= (uint64_t)(bits & 0xff) << 8 * (c - c0);
+                high |= (uint64_t)(bits >> 8) << 8 * (c - c0);
+            }
+            low = transpose_bits(low);
+            high = transpose_bits(high);
+            uint8_t* k = keep + at * l.plane_bytes + c0 / 8;
+            for (long i = 0; i < n; i++, k += l.plane_bytes) *k = (uint8_t)((i < 8 ? low : high) >> 8 * (i % 8));
+        }
+}
+
+static void forward_image(const Layer& l, const Filters& f, const Image& image, const Pooled& o) {
+    Scratch& s = scratch();
+    const bool exact = may_overflow(l, f, image);
+    const float* x = padded_image(l, image, s.image, false);
+    const long columns = used_columns(l), K = l.KH * l.segment;
+    // Windows that share conv outputs are pooled when all rows are there; others row by row.
+    const long strip_rows = l.disjoint ? 1 : l.PH;
+    float* z = s.strip.get<float>((l.disjoint ? l.pool_h : l.OH) * columns * BLOCK);
+    if (o.masks && l.O % 32) memset(o.masks, 0, l.masks_bytes());
+    for (long y = 0; y < l.PH; y += strip_rows) {
+        const long first = window_rows(l, y).begin, last = window_rows(l, y + strip_rows - 1).end;
+        for (long b = 0; b < l.O; b += BLOCK) {
+            const long width = l.O - b <= LANES ? LANES : BLOCK;
+            conv_rows(l, x, first, last, columns, f.forward + b * K, f.bias + b, z, width);
+            for (long yy = y; yy < y + strip_rows; yy++) pool_row(l, o, z, first, columns, width, yy, b, exact);
+        }
+    }
+}
+
+// out and masks (one row of masks_bytes per image, or NULL) for a batch.
+static void forward(const Layer& l, const Images& x, const Images& w, const float* bias, ptrdiff_t bias_step,
+                    const Images& samples, const Images& out, uint8_t* masks) {
+    static thread_local Filters filters;
+    pack(l, w, bias, bias_step, filters, false);
+    const Filters& f = filters;
+#pragma omp parallel for schedule(static)
+    for (long i = 0; i < l.N; i++) {
+        Scratch& s = scratch();
+        Pooled o;
+        const Image to = out[i];
+        const bool direct = is_channels_last(to, l.O, l.PH, l.PW);
+        o.out = direct ? to.data : s.out.get<float>(l.PH * l.PW * l.O);
+        o.masks = masks ? masks + i * l.masks_bytes() : NULL;
+        o.keep = NULL;
+        if (l.dropout) {
+            uint8_t* keep = s.keep.get<uint8_t>(l.PH * l.PW * l.plane_bytes);
+            keep_bits(l, samples[i], keep);
+            o.keep = keep;
+        }
+        forward_image(l, f, x[i], o);
+        if (!direct) from_channels_last(o.out, l.PW * l.O, to, l.O, l.PH, l.PW);
+    }
+}
+
+}    // namespace conv

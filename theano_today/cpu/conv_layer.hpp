@@ -1,0 +1,308 @@
+// What forward and backward pass of a convolution layer share; see conv.hpp.
+#pragma once
+#include <float.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#include "simd.hpp"
+
+namespace conv {
+
+using namespace simd;
+
+// ---- the layer ----
+
+enum Relu {
+    RELU_NONE,            // (the order is that of RELUS in conv.py)
+    RELU_HALF,            // 0.5 * (z + |z|), Lasagne's and Theano's: the slope at 0 is 0.5, and -inf gives NaN
+    RELU_MAXIMUM,         // maximum(z, 0): the slope at 0 is 1, at NaN 0
+    RELU_MAXIMUM_FROM,    // maximum(0, z): the slope at 0 is 0, at NaN 1
+};
+
+// Sizes and options of one layer. The first block is set by the caller, the second by `complete`.
+struct Layer {
+    long N, C, H, W;                                                  // images, channels, rows, columns
+    long O, KH, KW;                                                   // filters and their size
+    long stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right;
+    bool flip;                                                        // a true convolution; else a correlation
+    long pool_h, pool_w, pool_stride_h, pool_stride_w, pool_pad_h, pool_pad_w;    // no pooling: 1, 1, 1, 1, 0, 0
+    bool ignore_border;
+    int relu;
+    bool bias, dropout;
+    float threshold, scale;                                           // keep where sample < threshold, times scale
+
+    long padded_h, padded_w;                                          // the image with its borders
+    long OH, OW;                                                      // conv output
+    long PH, PW;                                                      // pooled output
+    long segment;                                                     // floats in one row of a filter: KW * C
+    long segment_stride;                                              // the same, rounded up to whole vec
+    long O_stride;                                                    // O rounded up to whole vec
+    long positions;                                                   // in a pooling window
+    long zero_plane, keep_plane, planes;                              // numbers of bit planes, see `masks`
+    long plane_bytes;                                                 // one bit per filter, in whole 32-bit words
+    bool disjoint;                                                    // no conv output lies in two pooling windows
+
+    // Bits saved for one image: [PH * PW pixels][planes][plane_bytes], where the planes are
+    //   0 .. positions - 1   the gradient flows to this position of the window
+    //   zero_plane           with ReLU: the maximum is exactly 0, where the slope is special
+    //   keep_plane           with dropout: not dropped
+    long masks_bytes() const { return PH * PW * planes * plane_bytes; }
+    float slope_at_zero() const { return relu == RELU_HALF ? 0.5f : relu == RELU_MAXIMUM ? 1.f : 0.f; }
+};
+
+static inline long round_up(long n, long unit) { return (n + unit - 1) / unit * unit; }
+
+static inline long pooled_size(long n, long size, long stride, long pad, bool ignore_border) {
+    n += 2 * pad;
+    if (ignore_border) return n < size ? 0 : (n - size) / stride + 1;
+    if (stride >= size) return (n - 1) / stride + 1;
+    long rest = n - 1 - size + stride;
+    return (rest > 0 ? rest / stride : 0) + 1;
+}
+
+// Sets the second block of fields. Returns what is wrong with the first, or NULL.
+static inline const char* complete(Layer& l) {
+    l.padded_h = l.H + l.pad_top + l.pad_bottom;
+    l.padded_w = l.W + l.pad_left + l.pad_right;
+    if (l.C < 1 || l.O < 1 || l.KH < 1 || l.KW < 1) return "convolution with an empty filter";
+    if (l.padded_h < l.KH || l.padded_w < l.KW) return "convolution with a filter larger than the image";
+    l.OH = (l.padded_h - l.KH) / l.stride_h + 1;
+    l.OW = (l.padded_w - l.KW) / l.stride_w + 1;
+    l.PH = pooled_size(l.OH, l.pool_h, l.pool_stride_h, l.pool_pad_h, l.ignore_border);
+    l.PW = pooled_size(l.OW, l.pool_w, l.pool_stride_w, l.pool_pad_w, l.ignore_border);
+    l.segment = l.KW * l.C;
+    l.segment_stride = round_up(l.segment, LANES);
+    l.O_stride = round_up(l.O, LANES);
+    l.positions = l.pool_h * l.pool_w;
+    l.planes = l.positions > 1 || l.relu || l.dropout ? l.positions : 0;    // else all gradients flow: no masks
+    l.zero_plane = l.planes;
+    l.planes += l.relu != RELU_NONE;
+    l.keep_plane = l.planes;
+    l.planes += l.dropout;
+    l.plane_bytes = round_up(l.O, 32) / 8;
+    l.disjoint = l.pool_stride_h >= l.pool_h && l.pool_stride_w >= l.pool_w;
+    if (l.padded_h * l.padded_w * l.C >= INT32_MAX / 2 || l.O * l.KH * l.segment_stride >= INT32_MAX / 2)
+        return "convolution of an image or with filters too large for 32-bit offsets";
+    return NULL;
+}
+
+// The rows (or columns) [begin, end) of the conv output that pooling window number i covers; `start` is where the
+// window would begin without the image's border.
+struct Span {
+    long start, begin, end;
+    Span(long i, long size, long stride, long pad, long n) {
+        start = i * stride - pad;
+        begin = start < 0 ? 0 : start;
+        end = start + size > n ? n : start + size;
+    }
+};
+static inline Span window_rows(const Layer& l, long y) {
+    return Span(y, l.pool_h, l.pool_stride_h, l.pool_pad_h, l.OH);
+}
+static inline Span window_columns(const Layer& l, long x) {
+    return Span(x, l.pool_w, l.pool_stride_w, l.pool_pad_w, l.OW);
+}
+
+// ---- memory ----
+
+// Scratch memory that grows and is kept between calls.
+class Buffer {
+    void* p = NULL;
+    size_t size = 0;
+
+   public:
+    template <class T>
+    T* get(size_t n) {
+        size_t bytes = n * sizeof(T) + 256;    // whole vectors may be read past the end
+        if (bytes > size) {
+            free(p);
+            if (posix_memalign(&p, 64, bytes)) abort();
+            size = bytes;
+        }
+        return (T*)p;
+    }
+    ~Buffer() { free(p); }
+};
+
+// Each thread's own.
+struct Scratch {
+    Buffer image, strip, keep, out;    // forward
+    Buffer gradient, dense, dx, values, outputs, output_entries, filter_entries, ends, dw_rows, filter_offsets;
+};
+static inline Scratch& scratch() {
+    static thread_local Scratch s;
+    return s;
+}
+
+// A strided 3-d array of floats: one image.
+struct Image {
+    float* data;
+    ptrdiff_t c, h, w;    // distances between neighbours, in floats
+};
+
+// A strided batch of them.
+struct Images {
+    float* data;
+    ptrdiff_t n, c, h, w;
+    Image operator[](long i) const { return Image{data + i * n, c, h, w}; }
+};
+
+// Copies an image to channels-last rows of `row` floats.
+static void to_channels_last(const Image& a, long C, long H, long W, float* out, long row) {
+    if (a.c == 1 || C == 1) {
+        for (long y = 0; y < H; y++) {
+            const float* p = a.data + y * a.h;
+            if (a.w == C) memcpy(out + y * row, p, W * C * sizeof(float));
+            else
+                for (long x = 0; x < W; x++) memcpy(out + y * row + x * C, p + x * a.w, C * sizeof(float));
+        }
+        return;
+    }
+    // Blocks of 16 channels x 16 columns: whole cache lines on both sides.
+    const long B = 16;
+    for (long y = 0; y < H; y++)
+        for (long c0 = 0; c0 < C; c0 += B)
+            for (long x0 = 0; x0 < W; x0 += B) {
+                long c1 = c0 + B < C ? c0 + B : C, x1 = x0 + B < W ? x0 + B : W;
+                for (long x = x0; x < x1; x++)
+                    for (long c = c0; c < c1; c++)
+                        out[y * row + x * C + c] = a.data[c * a.c + y * a.h + x * a.w];
+            }
+}
+
+// The way back.
+static void from_channels_last(const float* in, long row, const Image& a, long C, long H, long W) {
+    if (a.c == 1 && a.w == C) {
+        for (long y = 0; y < H; y++) memcpy(a.data + y * a.h, in + y * row, W * C * sizeof(float));
+        return;
+    }
+    const long B = 16;
+    for (long y = 0; y < H; y++)
+        for (long c0 = 0; c0 < C; c0 += B)
+            for (long x0 = 0; x0 < W; x0 += B) {
+                long c1 = c0 + B < C ? c0 + B : C, x1 = x0 + B < W ? x0 + B : W;
+                for (long c = c0; c < c1; c++)
+                    for (long x = x0; x < x1; x++)
+                        a.data[c * a.c + y * a.h + x * a.w] = in[y * row + x * C + c];
+            }
+}
+
+// Whether an image is channels last without gaps, so that kernels can use it as it is.
+static inline bool is_channels_last(const Image& a, long C, long H, long W) {
+    return (C == 1 || a.c == 1) && (W == 1 || a.w == C) && (H == 1 || a.h == W * C);
+}
+
+// The layer's input image channels last, with its borders: where it lies if that will do, else a copy.
+static const float* padded_image(const Layer& l, const Image& a, Buffer& buffer, bool whole_vectors) {
+    bool padded = l.padded_h != l.H || l.padded_w != l.W;
+    bool overrun = whole_vectors && l.segment % LANES;    // the last segment would be read past the array's end
+    if (!padded && !overrun && is_channels_last(a, l.C, l.H, l.W)) return a.data;
+    long row = l.padded_w * l.C;
+    float* p = buffer.get<float>(l.padded_h * row + LANES);
+    if (padded) memset(p, 0, l.padded_h * row * sizeof(float));
+    memset(p + l.padded_h * row, 0, LANES * sizeof(float));
+    to_channels_last(a, l.C, l.H, l.W, p + l.pad_top * row + l.pad_left * l.C, row);
+    return p;
+}
+
+// ---- finite or not ----
+
+// The largest absolute value, with NaN above infinity above all numbers, as the bits of a float (which, without the
+// sign, order as integers do).
+static uint32_t magnitude(const float* p, long n) {
+    ivec m = {};
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        ivec v = (ivec)abs(load(p + i));
+        m = v > m ? v : m;
+    }
+    uint32_t result = 0;
+    for (int lane = 0; lane < LANES; lane++) result = (uint32_t)m[lane] > result ? m[lane] : result;
+    for (; i < n; i++) {
+        uint32_t v;
+        memcpy(&v, p + i, 4);
+        v &= 0x7fffffffu;
+        result = v > result ? v : result;
+    }
+    return result;
+}
+
+static uint32_t magnitude(const Image& a, long C, long H, long W) {
+    bool channels_first = (W == 1 || a.w == 1) && (H == 1 || a.h == W) && (C == 1 || a.c == H * W);
+    if (channels_first || is_channels_last(a, C, H, W)) return magnitude(a.data, C * H * W);
+    uint32_t result = 0;
+    for (long c = 0; c < C; c++)
+        for (long y = 0; y < H; y++)
+            for (long x = 0; x < W; x++) {
+                uint32_t v = magnitude(a.data + c * a.c + y * a.h + x * a.w, 1);
+                result = v > result ? v : result;
+            }
+    return result;
+}
+
+static inline double as_number(uint32_t magnitude_bits) {
+    float f;
+    memcpy(&f, &magnitude_bits, 4);
+    return f;
+}
+
+// ---- filters, packed ----
+
+// For the forward pass: blocks of NR vec of filters, each [KH][KW][C][NR * LANES], so that the micro-kernel reads them
+// in order. Missing filters at the end are zero.
+//
+// For the backward pass: rows [O][KH][segment_stride].
+struct Filters {
+    float *forward, *backward, *bias;
+    double largest, largest_bias;
+    Buffer forward_buffer, backward_buffer, bias_buffer;
+};
+
+static inline float weight(const Layer& l, const Images& w, long o, long c, long i, long j) {
+    if (l.flip) i = l.KH - 1 - i, j = l.KW - 1 - j;
+    return w.data[o * w.n + c * w.c + i * w.h + j * w.w];
+}
+
+constexpr int BLOCK = 2 * LANES;    // filters in a block of the micro-kernel, NR = 2 (the last block may have NR = 1)
+
+static void pack(const Layer& l, const Images& w, const float* bias, ptrdiff_t bias_step, Filters& f, bool backward) {
+    long K = l.KH * l.segment;
+    float* fw = f.forward = f.forward_buffer.get<float>(round_up(l.O, BLOCK) * K);
+    for (long b = 0; b < l.O; b += BLOCK, fw += K * BLOCK) {
+        long width = l.O - b <= LANES ? LANES : BLOCK;
+        for (long i = 0, k = 0; i < l.KH; i++)
+            for (long j = 0; j < l.KW; j++)
+                for (long c = 0; c < l.C; c++, k++)
+                    for (long o = 0; o < width; o++)
+                        fw[k * width + o] = b + o < l.O ? weight(l, w, b + o, c, i, j) : 0.f;
+    }
+    if (backward) {
+        float* bw = f.backward = f.backward_buffer.get<float>(l.O * l.KH * l.segment_stride);
+        memset(bw, 0, l.O * l.KH * l.segment_stride * sizeof(float));
+        for (long o = 0; o < l.O; o++)
+            for (long i = 0; i < l.KH; i++)
+                for (long j = 0; j < l.KW; j++)
+                    for (long c = 0; c < l.C; c++)
+                        bw[(o * l.KH + i) * l.segment_stride + j * l.C + c] = weight(l, w, o, c, i, j);
+    }
+    float* fb = f.bias = f.bias_buffer.get<float>(round_up(l.O, BLOCK));
+    for (long o = 0; o < round_up(l.O, BLOCK); o++) fb[o] = l.bias && o < l.O ? bias[o * bias_step] : 0.f;
+    uint32_t m = 0;
+    for (long o = 0; o < l.O; o++) {
+        uint32_t v = magnitude(Image{w.data + o * w.n, w.c, w.h, w.w}, l.C, l.KH, l.KW);
+        m = v > m ? v : m;
+    }
+    f.largest = as_number(m);
+    f.largest_bias = as_number(magnitude(fb, l.O));
+}
+
+// Whether the conv outputs of an image could be anything but finite.
+static bool may_overflow(const Layer& l, const Filters& f, const Image& x) {
+    double bound = as_number(magnitude(x, l.C, l.H, l.W)) * f.largest * l.KH * l.segment + f.largest_bias;
+    return !(bound < FLT_MAX / 4);    // also where the bound is NaN
+}
+
+}    // namespace conv

@@ -1,0 +1,270 @@
+// Matrix products C = A B of float32 matrices with any strides, and products that go straight into an update rule.
+//
+// Every thread owns a rectangle of C and computes it alone: no barriers, no partial sums, and the same bits for any
+// number of threads. Within its rectangle a thread works as follows:
+//
+//               ┌───────┬──B─────┐
+//            KC │░░░░░░░│        │   for each NC columns of C
+//               │ strip │        │     for each KC values of k: pack the strip     panels of NR columns, in L2
+//               └───────┴────────┘       for each MC rows: pack the block          panels of MR rows, in L2
+//      KC           NC                     for each panel of the strip             KC x NR, in L1
+//    ┌────┬────┐┌───────┬────────┐           for each panel of the block           KC x MR
+//    │░░░░│    ││  ┌──┐MR        │             tile of C += panel * panel          (the micro-kernel)
+// MC │░░░░│ A  ││  └──┘ │  C     │
+//    │    │    ││   NR  │        │   The tile stays in registers while k runs over the panels. Packing puts what
+//    └────┴────┘└───────┴────────┘   the micro-kernel reads next to each other, whatever the strides were.
+#pragma once
+#include <stddef.h>
+#include <stdlib.h>
+#include <algorithm>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#include "simd.hpp"
+
+namespace matmul {
+
+using simd::vec;
+using simd::LANES;
+
+typedef ptrdiff_t Index;
+
+// A tile: MR rows of NV vectors. Its sums stay in registers, beside a row of B (NV) and an element of A; compilers
+// start to spill when they cannot have one more.
+constexpr Index NV = 2;
+constexpr Index NR = NV * LANES;
+constexpr Index MR = (simd::REGISTERS - NV - 2) / NV;
+
+// Sizes of the packed pieces, for a first-level cache of 32 kB and a second-level cache of 512 kB or more.
+constexpr Index KC = 256;             // a panel of B: KC * NR * 4 bytes, 16 kB with 8 lanes
+constexpr Index MC = MR * (96 / MR);  // a block of A: KC * MC * 4 bytes, at most 96 kB
+constexpr Index NC = NR * (512 / NR); // a strip of B: KC * NC * 4 bytes, at most 512 kB
+
+// Element (i, j) is at data[i * row + j * column].
+struct Matrix {
+    const float* data;
+    Index row, column;
+    const float* at(Index i, Index j) const { return data + i * row + j * column; }
+};
+
+struct Rectangle {
+    Index m0, m1, n0, n1;    // rows m0 .. m1 - 1, columns n0 .. n1 - 1
+};
+
+// Memory for packed panels, freed with the object.
+struct Workspace {
+    float* data;
+    explicit Workspace(size_t floats) {
+        void* p = 0;
+        data = posix_memalign(&p, 64, std::max<size_t>(floats, 1) * sizeof(float)) ? 0 : (float*)p;
+    }
+    ~Workspace() { free(data); }
+    Workspace(const Workspace&) = delete;
+};
+
+static inline Index round_up(Index n, Index step) { return (n + step - 1) / step * step; }
+
+// ---- packing ----
+
+// WIDTH rows of `a` (zeros below the last one) into a panel: panel[k * WIDTH + i] = a(i, k). The same serves panels of
+// B, whose columns are the rows of its transpose.
+template <Index WIDTH>
+static void pack_panel(const float* a, Index row, Index column, Index rows, Index depth, float* panel) {
+    if (rows == WIDTH && row == 1) {
+        for (Index k = 0; k < depth; k++, a += column, panel += WIDTH)
+            for (Index i = 0; i < WIDTH; i++) panel[i] = a[i];
+    } else if (rows == WIDTH) {
+        for (Index k = 0; k < depth; k++, a += column, panel += WIDTH)
+            for (Index i = 0; i < WIDTH; i++) panel[i] = a[i * row];
+    } else {
+        for (Index k = 0; k < depth; k++, a += column, panel += WIDTH)
+            for (Index i = 0; i < WIDTH; i++) panel[i] = i < rows ? a[i * row] : 0;
+    }
+}
+
+// Several panels, one after the other.
+template <Index WIDTH>
+static void pack(const float* a, Index row, Index column, Index rows, Index depth, float* packed) {
+    // Read memory in its own order: where neighbours in memory belong to different panels, all panels grow together.
+    const Index step = row == 1 ? 8 : depth;
+    for (Index k = 0; k < depth; k += step)
+        for (Index i = 0; i < rows; i += WIDTH)
+            pack_panel<WIDTH>(a + i * row + k * column, row, column, std::min<Index>(WIDTH, rows - i),
+                              std::min(step, depth - k), packed + i * depth + k * WIDTH);
+}
+
+// ---- the micro-kernel ----
+
+// Leaves ROWS x NR sums over k of panel a times panel b in `tile`, whose rows are NR apart.
+template <Index ROWS>
+static inline void micro_kernel(Index depth, const float* a, const float* b, float* tile) {
+    vec sum[ROWS][NV];
+#pragma GCC unroll 16
+    for (Index i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+        for (Index v = 0; v < NV; v++) sum[i][v] = simd::zero();
+    for (Index k = 0; k < depth; k++, a += MR, b += NR) {
+        vec row[NV];
+#pragma GCC unroll 2
+        for (Index v = 0; v < NV; v++) row[v] = simd::load(b + v * LANES);
+#pragma GCC unroll 16
+        for (Index i = 0; i < ROWS; i++) {
+            const vec x = simd::broadcast(a[i]);
+#pragma GCC unroll 2
+            for (Index v = 0; v < NV; v++) sum[i][v] = simd::fma(x, row[v], sum[i][v]);
+        }
+    }
+#pragma GCC unroll 16
+    for (Index i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+        for (Index v = 0; v < NV; v++) simd::store(tile + i * NR + v * LANES, sum[i][v]);
+}
+
+// The same for a number of rows that is known at run time: the last panel of a block may have less than MR.
+template <Index ROWS>
+static inline void micro_kernel(Index rows, Index depth, const float* a, const float* b, float* tile) {
+    if (rows == ROWS)
+        micro_kernel<ROWS>(depth, a, b, tile);
+    else
+        micro_kernel<(ROWS > 1 ? ROWS - 1 : 1)>(rows, depth, a, b, tile);
+}
+
+// ---- one thread's rectangle ----
+
+// Compute a rectangle of A B tile by tile. `finish` does something with each tile while it is in the first-level
+// cache: finish.prefetch(i, j, rows, columns) before the tile at row i and column j is computed, then
+// finish(tile, i, j, rows, columns, first), where `first` says that no other part of the sum over k came before.
+// Returns false when there is no memory for the packed pieces.
+template <class Finish>
+static bool multiply_rectangle(Matrix a, Matrix b, Index depth, Index depth_step, Rectangle r, const Finish& finish) {
+    const Index kc = std::min(depth, depth_step);
+    Workspace block(std::min(MC, round_up(r.m1 - r.m0, MR)) * kc);
+    Workspace strip(std::min(NC, round_up(r.n1 - r.n0, NR)) * kc);
+    if (!block.data || !strip.data) return false;
+    alignas(64) float tile[MR * NR];
+    for (Index n = r.n0; n < r.n1; n += NC) {
+        const Index ns = std::min(NC, r.n1 - n);
+        Index k = 0;
+        do {    // once even if depth is 0: an empty sum is 0
+            const Index ks = std::min(kc, depth - k);
+            pack<NR>(b.at(k, n), b.column, b.row, ns, ks, strip.data);
+            for (Index m = r.m0; m < r.m1; m += MC) {
+                const Index ms = std::min(MC, r.m1 - m);
+                pack<MR>(a.at(m, k), a.row, a.column, ms, ks, block.data);
+                for (Index j = 0; j < ns; j += NR)
+                    for (Index i = 0; i < ms; i += MR) {
+                        const Index rows = std::min(MR, ms - i), columns = std::min(NR, ns - j);
+                        finish.prefetch(m + i, n + j, rows, columns);
+                        micro_kernel<MR>(rows, ks, block.data + i * ks, strip.data + j * ks, tile);
+                        finish(tile, m + i, n + j, rows, columns, k == 0);
+                    }
+            }
+            k += kc;
+        } while (k < depth);
+    }
+    return true;
+}
+
+// ---- threads ----
+
+// A grid of threads, `down` x `across`, of which each takes a rectangle of about the same size.
+struct Grid {
+    int down, across;
+
+    // A thread packs what it needs of A and of B by itself. Take the grid that reads least.
+    Grid(Index m, Index n, int threads) : down(1), across(threads) {
+        double least = -1;
+        for (int d = 1; d <= threads; d++) {
+            if (threads % d) continue;
+            const double read = (double)m / d + (double)n / (threads / d);
+            if (least < 0 || read < least) {
+                least = read;
+                down = d;
+                across = threads / d;
+            }
+        }
+    }
+
+    // The part of thread t in an m x n matrix, cut between tiles.
+    Rectangle part(int t, Index m, Index n) const {
+        const int i = t / across, j = t % across;
+        return Rectangle{cut(m, MR, i, down), cut(m, MR, i + 1, down), cut(n, NR, j, across), cut(n, NR, j + 1, across)};
+    }
+
+    static Index cut(Index size, Index step, Index part, Index parts) {
+        const Index tiles = (size + step - 1) / step;
+        return std::min(size, tiles * part / parts * step);
+    }
+};
+
+// Starting the threads takes a few microseconds, the time of some 100,000 multiplications.
+static inline int threads_for(double multiplications) {
+    int threads = 1;
+#ifdef _OPENMP
+    threads = omp_get_max_threads();
+#endif
+    return multiplications < 2e5 ? 1 : threads;
+}
+
+template <class Finish>
+static bool multiply(Matrix a, Matrix b, Index m, Index n, Index depth, Index depth_step, const Finish& finish) {
+    const int threads = threads_for((double)m * n * depth);
+    const Grid grid(m, n, threads);
+    bool done = true;
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1) reduction(&& : done)
+#endif
+    for (int t = 0; t < threads; t++)
+        done = multiply_rectangle(a, b, depth, depth_step, grid.part(t, m, n), finish) && done;
+    return done;
+}
+
+// ---- C = A B ----
+
+struct Store {
+    float* c;    // rows follow each other
+    Index ld;
+
+    void prefetch(Index i, Index j, Index rows, Index) const {
+        for (Index r = i; r < i + rows; r++) simd::prefetch(c + r * ld + j);
+    }
+
+    void operator()(const float* tile, Index i, Index j, Index rows, Index columns, bool first) const {
+        float* p = c + i * ld + j;
+        for (Index r = 0; r < rows; r++, p += ld, tile += NR)
+            if (columns == NR)
+                for (Index q = 0; q < NR; q += LANES)
+                    simd::store(p + q, first ? simd::load(tile + q) : simd::load(p + q) + simd::load(tile + q));
+            else
+                for (Index q = 0; q < columns; q++) p[q] = first ? tile[q] : p[q] + tile[q];
+    }
+};
+
+// C[m x n] = A[m x depth] B[depth x n]. Returns false when memory is short.
+static inline bool product(Matrix a, Matrix b, Index m, Index n, Index depth, float* c) {
+    return multiply(a, b, m, n, depth, KC, Store{c, n});
+}
+
+// ---- an update rule in the place of C ----
+
+// Beyond this depth a panel of B no longer fits into the second-level cache.
+constexpr Index DEEP = 8 * KC;
+
+// Give A B to `rule` piece by piece. A piece has to be complete, so the sum over k cannot be cut into parts of KC: in a
+// net k counts the rows of a batch, which are few. Where they are many, the product goes through memory after all.
+template <class Rule>
+static bool product_into(Matrix a, Matrix b, Index m, Index n, Index depth, const Rule& rule) {
+    if (depth <= DEEP) return multiply(a, b, m, n, depth, depth, rule);
+    Workspace whole(m * n);
+    if (!whole.data || !product(a, b, m, n, depth, whole.data)) return false;
+    const Index tiles = (n + NR - 1) / NR;
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static)
+#endif
+    for (Index i = 0; i < m; i++)
+        for (Index t = 0; t < tiles; t++)
+            rule(whole.data + i * n + t * NR, i, t * NR, 1, std::min(NR, n - t * NR), true);
+    return true;
+}
+
+}    // namespace matmul

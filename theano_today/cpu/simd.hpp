@@ -1,0 +1,303 @@
+// Vectors of floats in one spelling for every machine.
+//
+// The kernels are written once, in terms of `vec`: LANES floats side by side. What a machine offers decides LANES
+// when Theano compiles the Ops (with -march=native):
+//
+//     AVX-512  16 lanes  32 registers        AVX, AVX2  8 lanes  16 registers
+//     NEON      4 lanes  32 registers        SSE        4 lanes  16 registers        anything else  4 lanes
+//
+// -DTHEANO_TODAY_LANES=1, 4, 8 or 16 forces a width: GCC and Clang lower their vector types to what there is, so
+// every width runs (and is tested) on every machine. Plain operators (+ - * / < & ...) work on `vec` and `uvec`;
+// this file adds the few things that have no operator. Intrinsics live here and nowhere else, each behind a small
+// function with a portable twin.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX__) || defined(__SSE2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#ifndef THEANO_TODAY_LANES
+#if defined(__AVX512F__)
+#define THEANO_TODAY_LANES 16
+#elif defined(__AVX__)
+#define THEANO_TODAY_LANES 8
+#else
+#define THEANO_TODAY_LANES 4
+#endif
+#endif
+
+// Inline even where the compiler's cost model says no: a micro-kernel's accumulators must stay in registers.
+#define SIMD_INLINE static inline __attribute__((always_inline))
+
+namespace simd {
+
+constexpr int LANES = THEANO_TODAY_LANES;
+static_assert(LANES == 1 || LANES == 4 || LANES == 8 || LANES == 16, "no such vector width");
+
+// How many `vec` the machine holds in registers; micro-kernels choose their tiles by it. A width beyond the machine's
+// own takes several registers per vec.
+#if defined(__AVX512F__)
+constexpr int REGISTERS = 32;
+#elif defined(__aarch64__)
+constexpr int REGISTERS = LANES > 4 ? 32 * 4 / LANES : 32;
+#elif defined(__AVX__)
+constexpr int REGISTERS = LANES > 8 ? 8 : 16;
+#else
+constexpr int REGISTERS = LANES > 4 ? 16 * 4 / LANES : 16;
+#endif
+
+typedef float vec __attribute__((vector_size(4 * THEANO_TODAY_LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * THEANO_TODAY_LANES)));    // what comparing two vec gives: 0 or -1
+typedef uint32_t uvec __attribute__((vector_size(4 * THEANO_TODAY_LANES)));
+typedef uint32_t lanebits;    // one bit per lane, the lowest bit for lane 0
+
+// True where intrinsics of this width exist; otherwise the portable twins are used.
+#if defined(__AVX512F__) && THEANO_TODAY_LANES == 16
+#define SIMD_AVX512 1
+#elif defined(__AVX__) && THEANO_TODAY_LANES == 8
+#define SIMD_AVX 1
+#elif defined(__SSE2__) && THEANO_TODAY_LANES == 4
+#define SIMD_SSE 1
+#elif defined(__aarch64__) && THEANO_TODAY_LANES == 4
+#define SIMD_NEON 1
+#endif
+
+// ---- moving ----
+
+SIMD_INLINE vec load(const float* p) {    // any alignment
+    vec v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+SIMD_INLINE void store(float* p, vec v) { memcpy(p, &v, sizeof v); }
+
+SIMD_INLINE uvec load(const uint32_t* p) {
+    uvec v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+SIMD_INLINE void store(uint32_t* p, uvec v) { memcpy(p, &v, sizeof v); }
+
+SIMD_INLINE vec zero() { return vec{}; }
+
+SIMD_INLINE vec broadcast(float x) { return x - vec{}; }    // x - 0 is x for every x, also -0 and NaN
+
+SIMD_INLINE uvec broadcast(uint32_t x) { return x + uvec{}; }
+
+// The first n lanes (0 <= n <= LANES) from or to memory, the other lanes zero or untouched: tails of rows.
+SIMD_INLINE vec load_first(const float* p, int n) {
+#if SIMD_AVX512
+    return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
+    vec v = {};
+    if (n == LANES) return load(p);
+    for (int l = 0; l < n; l++) v[l] = p[l];
+    return v;
+#endif
+}
+
+SIMD_INLINE void store_first(float* p, vec v, int n) {
+#if SIMD_AVX512
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
+#else
+    if (n == LANES) return store(p, v);
+    for (int l = 0; l < n; l++) p[l] = v[l];
+#endif
+}
+
+SIMD_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+
+// ---- arithmetic ----
+
+// a * b + c, in one rounding where the machine has such an instruction.
+SIMD_INLINE vec fma(vec a, vec b, vec c) {
+#if SIMD_AVX512
+    return _mm512_fmadd_ps(a, b, c);
+#elif SIMD_AVX && defined(__FMA__)
+    return _mm256_fmadd_ps(a, b, c);
+#elif SIMD_NEON
+    return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+// a > b ? a : b in every lane; the second argument wins where one is NaN, as C's ternary (and x86's max) has it.
+SIMD_INLINE vec max(vec a, vec b) {
+#if SIMD_AVX512
+    return _mm512_max_ps(a, b);
+#elif SIMD_AVX
+    return _mm256_max_ps(a, b);
+#elif SIMD_SSE
+    return _mm_max_ps(a, b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+SIMD_INLINE vec abs(vec a) { return (vec)((uvec)a & 0x7fffffffu); }
+
+// The sum of all lanes, added pairwise (the order depends on LANES alone).
+SIMD_INLINE float sum(vec a) {
+    float s[LANES];
+    memcpy(s, &a, sizeof a);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) s[l] += s[l + half];
+    return s[0];
+}
+
+// The largest lane.
+SIMD_INLINE float largest(vec a) {
+    float m = a[0];
+    for (int l = 1; l < LANES; l++) m = a[l] > m ? a[l] : m;
+    return m;
+}
+
+// ---- lanes as bits ----
+
+// One bit per lane from the 0 / -1 lanes of a comparison, as in `to_bits(a > b)`.
+SIMD_INLINE lanebits to_bits(ivec c) {
+#if SIMD_AVX512
+    return _mm512_cmplt_epi32_mask((__m512i)c, _mm512_setzero_si512());
+#elif SIMD_AVX
+    return _mm256_movemask_ps((__m256)c);
+#elif SIMD_SSE
+    return _mm_movemask_ps((__m128)c);
+#elif SIMD_NEON
+    return vaddvq_u32((uint32x4_t)c & (uint32x4_t){1, 2, 4, 8});
+#else
+    lanebits m = 0;
+    for (int l = 0; l < LANES; l++) m |= (lanebits)(c[l] & 1) << l;
+    return m;
+#endif
+}
+
+// The 0 / -1 lanes that the bits stand for.
+SIMD_INLINE ivec from_bits(lanebits m) {
+    uvec bit;
+    for (int l = 0; l < LANES; l++) bit[l] = 1u << l;    // a constant after inlining
+    return (ivec)((bit & m) != 0);
+}
+
+// a where the bit is set, b elsewhere.
+SIMD_INLINE vec select(lanebits m, vec a, vec b) {
+#if SIMD_AVX512
+    return _mm512_mask_blend_ps((__mmask16)m, b, a);
+#elif SIMD_AVX
+    return _mm256_blendv_ps(b, a, (__m256)from_bits(m));
+#else
+    return from_bits(m) ? a : b;
+#endif
+}
+
+// a where the bit is set, zero elsewhere.
+SIMD_INLINE vec select(lanebits m, vec a) {
+#if SIMD_AVX512
+    return _mm512_maskz_mov_ps((__mmask16)m, a);
+#else
+    return (vec)((ivec)a & from_bits(m));
+#endif
+}
+
+// Bits of consecutive lanes kept in memory, eight to a byte; `lane` is a multiple of LANES.
+SIMD_INLINE lanebits load_bits(const uint8_t* bits, int lane) {
+    if (LANES == 16) {
+        uint16_t m;
+        memcpy(&m, bits + lane / 8, 2);
+        return m;
+    }
+    return (bits[lane / 8] >> lane % 8) & ((1u << LANES) - 1);
+}
+
+// Several vec share a byte where LANES < 8: the byte's first vec (lane % 8 == 0) clears the bits of the others.
+SIMD_INLINE void store_bits(uint8_t* bits, int lane, lanebits m) {
+    if (LANES == 16) {
+        uint16_t h = (uint16_t)m;
+        memcpy(bits + lane / 8, &h, 2);
+    } else if (lane % 8 == 0) {
+        bits[lane / 8] = (uint8_t)m;
+    } else {
+        bits[lane / 8] |= (uint8_t)(m << lane % 8);
+    }
+}
+
+#if SIMD_AVX && defined(__AVX2__)
+// For each byte of bits, the lanes that are set, in order, one byte each.
+struct SetLanes {
+    uint64_t of[256];
+    SetLanes() {
+        for (int m = 0; m < 256; m++) {
+            of[m] = 0;
+            for (int l = 7; l >= 0; l--)
+                if (m >> l & 1) of[m] = of[m] << 8 | (uint64_t)l;
+        }
+    }
+};
+static const SetLanes set_lanes;
+#endif
+
+// Pairs (a[l], b[l]) of the lanes l whose bit is set, one after another. Returns their number. Up to LANES pairs may be
+// overwritten.
+SIMD_INLINE int compress_pairs(lanebits m, vec a, uvec b, void* pairs) {
+    float* p = (float*)pairs;
+#if SIMD_AVX512
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    const __m512 ca = _mm512_maskz_compress_ps((__mmask16)m, a), cb = _mm512_maskz_compress_ps((__mmask16)m, (__m512)b);
+    _mm512_storeu_ps(p, _mm512_permutex2var_ps(ca, low, cb));
+    _mm512_storeu_ps(p + 16, _mm512_permutex2var_ps(ca, high, cb));
+    return __builtin_popcount(m);
+#elif SIMD_AVX && defined(__AVX2__)
+    const __m256i order = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)set_lanes.of[m]));
+    const __m256 ca = _mm256_permutevar8x32_ps(a, order), cb = _mm256_permutevar8x32_ps((__m256)b, order);
+    const __m256 low = _mm256_unpacklo_ps(ca, cb), high = _mm256_unpackhi_ps(ca, cb);    // within 128-bit halves
+    _mm256_storeu_ps(p, _mm256_permute2f128_ps(low, high, 0x20));
+    _mm256_storeu_ps(p + 8, _mm256_permute2f128_ps(low, high, 0x31));
+    return __builtin_popcount(m);
+#else
+    int n = 0;
+    for (; m; m &= m - 1, n++) {
+        const int l = __builtin_ctz(m);
+        memcpy(p + 2 * n, (const float*)&a + l, 4);
+        memcpy(p + 2 * n + 1, (const uint32_t*)&b + l, 4);
+    }
+    return n;
+#endif
+}
+
+// The form of a mask that the machine likes best: bits with AVX-512, lanes of 0 / -1 elsewhere. & and | combine masks.
+#if SIMD_AVX512
+typedef lanebits mask;
+
+SIMD_INLINE mask to_mask(ivec c) { return to_bits(c); }    // of a comparison
+
+SIMD_INLINE mask load_mask(const uint8_t* bits, int lane) { return load_bits(bits, lane); }
+
+SIMD_INLINE lanebits to_bits(mask m) { return m; }
+#else
+typedef ivec mask;
+
+SIMD_INLINE mask to_mask(ivec c) { return c; }
+
+// As load_bits; `bits` are whole 32-bit words.
+SIMD_INLINE mask load_mask(const uint8_t* bits, int lane) {
+    uint32_t word;
+    memcpy(&word, bits + lane / 32 * 4, 4);
+    uvec bit;
+    for (int l = 0; l < LANES; l++) bit[l] = 1u << l;
+    bit <<= (uint32_t)(lane % 32);
+    return (ivec)((broadcast(word) & bit) == bit);
+}
+
+SIMD_INLINE vec select(mask m, vec a) { return (vec)((ivec)a & m); }
+
+SIMD_INLINE vec select(mask m, vec a, vec b) { return m ? a : b; }
+#endif
+
+}    // namespace simd
