@@ -15,13 +15,11 @@ A flag that you set in ``THEANO_FLAGS`` or in a ``.theanorc`` always wins over o
 """
 import configparser
 import ctypes
-import ctypes.util
-import hashlib
 import os
+import shlex
 import shutil
 import sys
 import sysconfig
-import tempfile
 
 from . import compat
 
@@ -32,10 +30,9 @@ class SetupError(ImportError):
     """The machine lacks something Theano needs; the message says what to install."""
 
 
-# Names of the BLAS routines that Theano's C code calls.  pip's OpenBLAS exports each of them with
-# the prefix `scipy_`, so that it can live in one process beside another OpenBLAS.
-_BLAS_ROUTINES = ('dot', 'axpy', 'scal', 'copy', 'swap', 'nrm2', 'asum', 'gemv', 'ger', 'gemm',
-                  'symm', 'symv', 'syrk', 'trsm')
+# The BLAS routines that Theano's C code calls.  pip's OpenBLAS exports each of them with the prefix
+# `scipy_`, so that it can live in one process beside another OpenBLAS.
+_BLAS_ROUTINES = ('axpy', 'copy', 'dot', 'gemm', 'gemv', 'ger', 'scal', 'swap')
 
 
 def default_flags():
@@ -51,76 +48,68 @@ def default_flags():
         'floatX': 'float32',
         # Theano's look-up of numpy's BLAS crashes with NumPy >= 1.22, so name a library outright.
         'blas.ldflags': '',
-        # GCC 10 and later turn code that Theano generates into warnings by the hundred.
-        'gcc.cxxflags': '-w',
     }
+    blas = _pip_blas()
+    if blas is not None:
+        # Only the name, not the folder: Theano splits its flags at spaces.  The linker finds the
+        # folder in LIBRARY_PATH; at run time the library is there already (_load_blas).
+        flags['blas.ldflags'] = '-l' + blas.get_library()
+        names = [kind + routine + '_' for kind in 'sd' for routine in _BLAS_ROUTINES]
+        # Theano calls these two to give each OpenMP thread a single-threaded BLAS.
+        names += ['openblas_set_num_threads', 'openblas_get_num_threads']
+        flags['gcc.cxxflags'] = ' '.join('-D{0}=scipy_{0}'.format(name) for name in names)
+    return flags
+
+
+def _pip_blas():
+    """Return the module scipy_openblas32 (OpenBLAS as a package on PyPI), or None without it."""
     try:
         import scipy_openblas32
     except ImportError:
-        return flags
-    prefix = ''.join(' -D{0}_=scipy_{0}_'.format(kind + routine)
-                     for kind in 'sd' for routine in _BLAS_ROUTINES)
-    # Theano calls these two to give each OpenMP thread a single-threaded BLAS.
-    prefix += ''.join(' -D{0}=scipy_{0}'.format(name) for name in
-                      ('openblas_set_num_threads', 'openblas_get_num_threads'))
-    flags['blas.ldflags'] = '-L{} -l{}'.format(
-        _path_without_spaces(scipy_openblas32.get_lib_dir()), scipy_openblas32.get_library())
-    flags['gcc.cxxflags'] += prefix
-    return flags
+        return None
+    return scipy_openblas32
 
 
-def _path_without_spaces(path):
-    """Return `path`, or a link to it when it has spaces: Theano splits its flags at spaces."""
-    if ' ' not in path:
-        return path
-    name = 'theano_today-{}'.format(hashlib.sha256(path.encode()).hexdigest()[:16])
-    link = os.path.join(tempfile.gettempdir(), name)
-    if not os.path.islink(link):
-        os.symlink(path, link)
-    return link
-
-
-def _user_flags():
-    """Flags the user has set, in the order of precedence of Theano: THEANO_FLAGS, .theanorc."""
+def _user_flag(name):
+    """Look a flag up where Theano does: in THEANO_FLAGS, then in .theanorc; None if not set."""
+    # Theano's own way of splitting, which allows quotes.
+    items = shlex.shlex(os.environ.get('THEANO_FLAGS', ''), posix=True)
+    items.whitespace, items.whitespace_split = ',', True
+    flags = dict(item.strip().partition('=')[::2] for item in items)
+    if name in flags:
+        return flags[name]
     files = os.environ.get('THEANORC', os.path.join('~', '.theanorc')).split(os.pathsep)
     parser = configparser.RawConfigParser()
-    parser.optionxform = str  # Theano's flags are case-sensitive
-    parser.read([os.path.expanduser(name) for name in files])
-    flags = {}
-    for section in parser.sections():
-        for option, value in parser.items(section):
-            flags[option if section == 'global' else section + '.' + option] = value
-    for item in os.environ.get('THEANO_FLAGS', '').split(','):
-        name, separator, value = item.partition('=')
-        if separator:
-            flags[name.strip()] = value.strip()
-    return flags
+    parser.read([os.path.expanduser(path) for path in files])
+    section, _, option = name.rpartition('.')
+    return parser.get(section or 'global', option, fallback=None)
 
 
 def _set_flags():
     """Add our flags to THEANO_FLAGS where the user has not decided otherwise."""
-    user, flags = _user_flags(), default_flags()
-    if 'gcc.cxxflags' in user and 'blas.ldflags' not in user:
-        # Our BLAS needs its renaming flags whatever else the user tells the compiler.
-        flags['gcc.cxxflags'] += ' ' + user.pop('gcc.cxxflags')
-    ours = ['{}={}'.format(name, value) for name, value in flags.items() if name not in user]
-    theirs = os.environ.get('THEANO_FLAGS', '')
-    # The last of two settings of the same flag wins in Theano: the user's stay last but for the
-    # compiler flags, in which theirs are contained.
-    theirs = [item for item in theirs.split(',') if item.strip() and not (
-        item.partition('=')[0].strip() == 'gcc.cxxflags' and 'gcc.cxxflags' not in user)]
-    os.environ['THEANO_FLAGS'] = ','.join(ours + theirs)
+    flags = default_flags()
+    theirs = {name: _user_flag(name) for name in flags}
+    if theirs['blas.ldflags'] is not None:
+        flags.pop('gcc.cxxflags', None)  # it names the routines of our BLAS
+    elif theirs.get('gcc.cxxflags') is not None:
+        # Our BLAS needs these whatever else the user tells the compiler.
+        flags['gcc.cxxflags'] += ' ' + theirs.pop('gcc.cxxflags')
+    items = [name + '=' + shlex.quote(value) for name, value in flags.items()
+             if theirs.get(name) is None]
+    # The last of two settings of a flag wins in Theano; of ours only the compiler flags can meet a
+    # setting of the user, and they contain it.
+    os.environ['THEANO_FLAGS'] = ','.join(filter(None, [os.environ.get('THEANO_FLAGS')] + items))
 
 
 def _load_blas():
-    """Load pip's OpenBLAS, so that modules Theano compiled earlier find it by name."""
-    try:
-        import scipy_openblas32
-    except ImportError:
+    """Let the linker find pip's OpenBLAS, and load it for the modules that link it."""
+    blas = _pip_blas()
+    if blas is None or _user_flag('blas.ldflags') != default_flags()['blas.ldflags']:
         return
-    ctypes.CDLL(os.path.join(scipy_openblas32.get_lib_dir(),
-                             'lib{}.so'.format(scipy_openblas32.get_library())),
-                mode=ctypes.RTLD_GLOBAL)
+    folder = blas.get_lib_dir()
+    paths = os.environ.get('LIBRARY_PATH', '').split(os.pathsep)
+    os.environ['LIBRARY_PATH'] = os.pathsep.join(filter(None, [folder] + paths))
+    ctypes.CDLL(os.path.join(folder, blas.get_library(fullname=True)), mode=ctypes.RTLD_GLOBAL)
 
 
 def _keep_freed_memory():
@@ -143,19 +132,22 @@ def _keep_freed_memory():
 
 def _check_compiler():
     """Raise SetupError where Theano would fall back to Python code, hundreds of times slower."""
-    user = _user_flags()
-    if user.get('cxx') == '':
+    compiler = _user_flag('cxx')
+    if compiler == '':
         return  # the user has asked for Theano without C code
-    if shutil.which(user.get('cxx', 'g++')) is None:
+    if compiler is None:  # Theano's own choice
+        compiler = 'clang++' if sys.platform == 'darwin' else 'g++'
+    if shutil.which(compiler) is None:
         raise SetupError(
-            'Theano needs the C++ compiler g++ and cannot find {!r}. Install it (Debian, Ubuntu: '
+            'Theano needs the C++ compiler {} and cannot find it. Install it (Debian, Ubuntu: '
             'apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install).'
-            .format(user.get('cxx', 'g++')))
-    if not os.path.exists(os.path.join(sysconfig.get_paths()['include'], 'Python.h')):
+            .format(compiler))
+    include = sysconfig.get_paths()['include']
+    if not os.path.exists(os.path.join(include, 'Python.h')):
         raise SetupError(
             'Theano compiles C++ code against the headers of Python, and Python.h is not in {}. '
             'Install them (Debian, Ubuntu: apt-get install python3-dev; Fedora: dnf install '
-            'python3-devel).'.format(sysconfig.get_paths()['include']))
+            'python3-devel).'.format(include))
 
 
 def _check_packages():
@@ -177,12 +169,21 @@ def _set_up():
     _set_flags()
     _load_blas()
     _keep_freed_memory()
-    import theano  # noqa: F401
-    try:
-        from . import cpu
-    except ImportError:
-        return
+    _import_theano()
+    from . import cpu
     cpu.install()
+
+
+def _import_theano():
+    """Import Theano; say what to do when it cannot write the modules it compiles."""
+    try:
+        import theano  # noqa: F401
+    except ValueError as error:
+        if 'compiledir' not in str(error):
+            raise
+        raise SetupError(
+            '{} Theano keeps the modules it compiles there; to name another folder, set the '
+            'environment variable THEANO_FLAGS=base_compiledir=/a/folder.'.format(error)) from error
 
 
 _set_up()

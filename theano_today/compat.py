@@ -14,9 +14,11 @@ import collections.abc
 import copy
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import inspect
 import sys
 import types
+import warnings
 
 import numpy as np
 
@@ -36,13 +38,25 @@ def before_theano():
         if name not in vars(np):
             setattr(np, name, getattr(builtins, name))
 
-    _stand_in_for_numpy_distutils()
+    _serve_numpy_distutils()
+    _stand_in_for_imp()
     _stand_in_for_sklearn_cross_validation()
+    _run_scan_in_python()
+
+    # Lasagne 0.1 gives conv2d the shape by a name that Theano renamed in 0.8: one warning a layer.
+    warnings.filterwarnings('ignore', 'The `image_shape` keyword argument', UserWarning,
+                            r'lasagne\.')
 
 
-def _stand_in_for_numpy_distutils():
-    """Serve the three names Theano takes from numpy.distutils, removed for Python 3.12 and later."""
+def _serve_numpy_distutils():
+    """Import numpy.distutils without its warning (deprecated since NumPy 1.23), or stand in for it.
+
+    Python 3.12 removed distutils, and with it NumPy's: there Theano gets the three names it uses.
+    """
     if sys.version_info < (3, 12):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', DeprecationWarning)
+            import numpy.distutils  # noqa: F401
         return
     distutils = types.ModuleType('numpy.distutils', 'Stand-in made by theano_today.')
     distutils.misc_util = types.ModuleType('numpy.distutils.misc_util')
@@ -53,6 +67,34 @@ def _stand_in_for_numpy_distutils():
     np.distutils = distutils
     for module in (distutils, distutils.misc_util, distutils.__config__):
         sys.modules.setdefault(module.__name__, module)
+
+
+def _stand_in_for_imp():
+    """Serve ``imp.find_module``, with which Theano looks for debuggers; Python 3.12 removed imp."""
+    if sys.version_info < (3, 12):
+        return
+
+    def find_module(name, path=None):
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            raise ImportError('No module named {!r}'.format(name), name=name)
+        return None, spec.origin, ('', '', 0)
+
+    module = types.ModuleType('imp', 'Stand-in made by theano_today.')
+    module.find_module = find_module
+    sys.modules.setdefault(module.__name__, module)
+
+
+def _run_scan_in_python():
+    """Make Theano run the loop of a scan in Python, on Python 3.11 and later.
+
+    Theano's scan_perform.c, which Cython 0.28 wrote, includes headers and reads fields that Python
+    3.11 made private, and Theano 1.0.5 comes without the Cython source.  Theano falls back to
+    its own `Scan.execute` when the module cannot be imported; the functions inside the loop are
+    compiled as ever.  That costs some 10 microseconds a step.
+    """
+    if sys.version_info >= (3, 11):
+        sys.modules['theano.scan_module.scan_perform_ext'] = None
 
 
 def _stand_in_for_sklearn_cross_validation():
@@ -77,13 +119,23 @@ def _stand_in_for_sklearn_cross_validation():
 
 # -------------------------------------------------------------- mends made when a module comes in
 
-_MENDS = {}
+_MENDS = collections.defaultdict(list)
+# Source text to replace, where a function is wrong in its middle: {module: {old: new}}.
+_REPLACEMENTS = {
+    # Indexing an array with a list of slices: deprecated in NumPy 1.15, removed in 1.23.  It is in
+    # the Python code of pooling, which Theano runs in the modes FAST_COMPILE and DebugMode.
+    'theano.tensor.signal.pool': {
+        '[[region_slices[i][r[i]] for i in xrange(nd)]]':
+            '[tuple([region_slices[i][r[i]] for i in xrange(nd)])]',
+        'gxk[region_slice]': 'gxk[tuple(region_slice)]',
+    },
+}
 
 
 def after_import(module_name):
     """Mark a function to be called with the module `module_name` once that has been imported."""
     def register(mend):
-        _MENDS[module_name] = mend
+        _MENDS[module_name].append(mend)
         return mend
     return register
 
@@ -92,26 +144,34 @@ class MendingFinder(importlib.abc.MetaPathFinder):
     """Find modules that have a mend the usual way, and hand them to `MendingLoader`."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname not in _MENDS:
+        if fullname not in _MENDS and fullname not in _REPLACEMENTS:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = MendingLoader(spec.loader, _MENDS[fullname])
+            spec.loader = MendingLoader(spec.loader)
         return spec
 
 
 class MendingLoader(importlib.abc.Loader):
-    """Load a module with its own loader, then call the mend."""
+    """Load a module with its own loader, then call its mends."""
 
-    def __init__(self, loader, mend):
-        self.loader, self.mend = loader, mend
+    def __init__(self, loader):
+        self.loader = loader
 
     def create_module(self, spec):
         return self.loader.create_module(spec)
 
     def exec_module(self, module):
-        self.loader.exec_module(module)
-        self.mend(module)
+        name = module.__name__
+        if name in _REPLACEMENTS:
+            source = self.loader.get_source(name)
+            for old, new in _REPLACEMENTS[name].items():
+                source = source.replace(old, new)
+            exec(compile(source, module.__file__, 'exec'), vars(module))
+        else:
+            self.loader.exec_module(module)
+        for mend in _MENDS.get(name, ()):
+            mend(module)
 
     def __getattr__(self, name):  # get_source, get_data, ...: tracebacks and pickles ask for them
         return getattr(self.loader, name)
@@ -167,14 +227,86 @@ def _nolearn_net(base):
     net.X_tensor_type = None
     net.loss = None
 
+    # nolearn's get_params() claims to contain every name, so that set_params() takes any keyword.
+    # scikit-learn 1.7 draws a net in a notebook by looking up all arguments, `**kwargs` too.
+    base._dict.__contains__ = lambda self, name: name != 'kwargs'
+
     def __sklearn_clone__(self):
         # clone() compares the parameters by identity (scikit-learn 0.20), and nolearn's constructor
         # copies some.  One deepcopy keeps two handlers that share an object sharing one.
         params = copy.deepcopy(dict(self.get_params(deep=False)))
-        if self.verbose:  # or the clone would print everything twice
+        if self.verbose:  # the constructor adds its print handlers: leave out those it added here
             for name in handlers:
                 params[name] = [handler for handler in params[name]
-                                if not isinstance(handler, (base.PrintLog, base.PrintLayerInfo))]
+                                if type(handler) not in (base.PrintLog, base.PrintLayerInfo)]
         return type(self)(**params)
 
     net.__sklearn_clone__ = __sklearn_clone__
+
+
+@after_import('nolearn.lasagne.base')
+def _nolearn_pickles(base):
+    """Keep compiled functions out of pickles, and compile each function when it is first called.
+
+    A pickled net of nolearn 0.6.1 carries its graph, its three compiled functions and the momentum:
+    twice the size of its weights, a recursion limit to raise, and a minute of compiling to load it.
+    Now it carries settings, history and weights.  Loading neither builds nor compiles anything: the
+    layers are built when somebody asks for them.
+    """
+    base.theano = _TheanoLate()
+    net = base.NeuralNet
+    layers, functions = ('layers_', '_output_layers'), ('train_iter_', 'eval_iter_', 'predict_iter_')
+
+    def __getstate__(self):
+        state = {name: value for name, value in vars(self).items()
+                 if name not in layers + functions + ('_initialized', '_get_output_fn_cache')}
+        if 'layers_' in vars(self):
+            # Layers given as Lasagne objects are a setting; they carry their weights themselves.
+            given = isinstance(self.layers[0], base.Layer)
+            state['_saved_weights'] = {} if given else self.get_all_params_values()
+        return state
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+
+    def __getattr__(self, name):  # called only for what is not there (yet)
+        if name in layers and '_saved_weights' in vars(self):
+            saved = vars(self).pop('_saved_weights')
+            self.initialize_layers()
+            for layer, values in saved.items():
+                for param, value in zip(self.layers_[layer].get_params(), values):
+                    param.set_value(value)
+            return vars(self)[name]
+        if name in functions and hasattr(self, 'layers_'):
+            self.initialize()
+            return vars(self)[name]
+        raise AttributeError('{!r} object has no attribute {!r}'.format(type(self).__name__, name))
+
+    net.__getstate__, net.__setstate__, net.__getattr__ = __getstate__, __setstate__, __getattr__
+
+
+class _TheanoLate:
+    """Theano as nolearn.lasagne.base sees it: `function` compiles when the function is called."""
+
+    class function:
+        def __init__(self, *args, **kwargs):
+            self.arguments, self.compiled = (args, kwargs), None
+
+        def __call__(self, *args, **kwargs):
+            return self._get()(*args, **kwargs)
+
+        def __getattr__(self, name):
+            if name.startswith('__'):  # copy and pickle ask for these
+                raise AttributeError(name)
+            return getattr(self._get(), name)
+
+        def _get(self):
+            if self.compiled is None:
+                import theano
+                args, kwargs = self.arguments
+                self.compiled, self.arguments = theano.function(*args, **kwargs), None
+            return self.compiled
+
+    def __getattr__(self, name):
+        import theano
+        return getattr(theano, name)

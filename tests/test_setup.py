@@ -1,0 +1,218 @@
+"""What `import theano_today` sets up: packages as pip installed them, flags, BLAS, clear errors."""
+import base64
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import textwrap
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def run(code, tmp_path, python=sys.executable, compiledir=None, **environment):
+    """Run Python code in a fresh interpreter with an empty home; return the finished process.
+
+    `environment` holds the variables to set; None removes one.
+    """
+    env = {name: value for name, value in os.environ.items()
+           if name not in ('THEANO_FLAGS', 'THEANORC', 'LIBRARY_PATH')}
+    flags = environment.pop('THEANO_FLAGS', '')
+    if compiledir is None:
+        compiledir = os.path.join(str(tmp_path), 'compiledir')
+    env.update(HOME=str(tmp_path), PYTHONPATH=ROOT, PYTHONWARNINGS='ignore')
+    env['THEANO_FLAGS'] = ','.join(filter(None, ['base_compiledir=' + str(compiledir), flags]))
+    for name, value in environment.items():
+        env.pop(name, None)
+        if value is not None:
+            env[name] = str(value)
+    return subprocess.run([python, '-c', textwrap.dedent(code)], env=env, cwd=str(tmp_path),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=600)
+
+
+def config(tmp_path, names, before='', **environment):
+    """Return Theano's settings `names` after ``import theano_today``."""
+    process = run(before + 'import theano_today, theano\n' + ''.join(
+        'print(repr(theano.config.{}))\n'.format(name) for name in names), tmp_path, **environment)
+    assert process.returncode == 0, process.stderr
+    return [eval(line) for line in process.stdout.splitlines()]
+
+
+# ------------------------------------------------------------------------------------ the packages
+
+@pytest.mark.parametrize('name, version', [
+    ('Theano', '1.0.5'), ('Lasagne', '0.1'), ('nolearn', '0.6.1')])
+def test_package_is_pips_own(name, version):
+    """Every file of the package has the hash that pip noted when it installed it, and no file more."""
+    distribution = importlib.metadata.distribution(name)
+    assert distribution.version == version
+    assert distribution.files, 'pip kept no RECORD: install with --no-build-isolation, as the README'
+    listed = set()
+    for path in distribution.files:
+        located = os.path.realpath(str(path.locate()))
+        listed.add(located)
+        if path.hash is None:  # pip hashes neither RECORD itself nor compiled Python
+            assert path.name == 'RECORD' or path.suffix == '.pyc', path
+            continue
+        with open(located, 'rb') as f:
+            digest = hashlib.new(path.hash.mode, f.read()).digest()
+        assert base64.urlsafe_b64encode(digest).rstrip(b'=').decode() == path.hash.value, path
+    package = os.path.realpath(str(distribution.locate_file(name.lower())))
+    found = {os.path.join(folder, file) for folder, _, files in os.walk(package)
+             for file in files if not file.endswith('.pyc')}
+    assert len(found) > 10 and found <= listed
+
+
+def test_requirements_are_pinned_and_met():
+    """Each line of the requirements names one version, which is the one these tests run with."""
+    from packaging.requirements import Requirement
+    for name in ('requirements.txt', 'requirements-build.txt',
+                 os.path.join('tests', 'requirements.txt')):
+        with open(os.path.join(ROOT, name)) as f:
+            lines = [line.partition('#')[0].strip() for line in f]
+        for requirement in map(Requirement, filter(None, lines)):
+            pin, = requirement.specifier
+            assert pin.operator == '==', requirement
+            if name == 'requirements.txt' and (
+                    requirement.marker is None or requirement.marker.evaluate()):
+                importlib.metadata.distribution(requirement.name)
+
+
+# --------------------------------------------------------------------------------------- the flags
+
+def test_default_flags(tmp_path):
+    floatx, ldflags, cxxflags = config(tmp_path, ['floatX', 'blas.ldflags', 'gcc.cxxflags'])
+    assert floatx == 'float32'
+    assert ldflags == '-lscipy_openblas'
+    assert '-Dsgemm_=scipy_sgemm_' in cxxflags.split()
+
+
+def test_theano_flags_of_the_user_win(tmp_path):
+    values = config(tmp_path, ['floatX', 'gcc.cxxflags', 'blas.ldflags'],
+                    THEANO_FLAGS='floatX=float64,gcc.cxxflags="-O1 -DMINE=1,2"')
+    assert values[0] == 'float64'
+    assert values[1].endswith('-O1 -DMINE=1,2')
+    assert '-Dsgemm_=scipy_sgemm_' in values[1]  # which our BLAS needs
+    values = config(tmp_path, ['floatX', 'gcc.cxxflags', 'blas.ldflags'],
+                    THEANO_FLAGS='blas.ldflags=-lmyblas,gcc.cxxflags=-O1')
+    assert values == ['float32', '-O1', '-lmyblas']
+    assert config(tmp_path, ['blas.ldflags', 'gcc.cxxflags'],
+                  THEANO_FLAGS='blas.ldflags=') == ['', '']
+
+
+def test_theanorc_of_the_user_wins(tmp_path):
+    rc = tmp_path / '.theanorc'
+    rc.write_text('[global]\nfloatx = float64\n[gcc]\ncxxflags = -O1\n')
+    floatx, cxxflags = config(tmp_path, ['floatX', 'gcc.cxxflags'])
+    assert floatx == 'float64' and cxxflags.endswith(' -O1')
+    assert '-Dsgemm_=scipy_sgemm_' in cxxflags
+    other = tmp_path / 'other'
+    other.write_text('[blas]\nldflags = -lmyblas\n')
+    assert config(tmp_path, ['floatX', 'blas.ldflags', 'gcc.cxxflags'], THEANORC=other) == [
+        'float32', '-lmyblas', '']
+    # THEANO_FLAGS come before .theanorc, in Theano and here.
+    assert config(tmp_path, ['floatX'], THEANO_FLAGS='floatX=float32') == ['float32']
+
+
+# ---------------------------------------------------------------------------- compiling and linking
+
+PRODUCT = '''
+    import theano_today, theano, numpy as np, theano.tensor as T
+    x = T.matrix()
+    product = theano.function([x], T.dot(x, x.T))
+    assert any('Dot22' in str(node.op) for node in product.maker.fgraph.toposort())
+    assert product(np.eye(3, dtype='float32')).sum() == 3
+    print('right')
+    '''
+
+
+def test_products_call_pips_blas(tmp_path):
+    process = run(PRODUCT + '''
+    import os, subprocess
+    modules = [os.path.join(folder, file) for folder, _, files in os.walk(theano.config.compiledir)
+               for file in files if file.endswith('.so')]
+    assert any(b'scipy_sgemm_' in open(module, 'rb').read() for module in modules)
+    ''', tmp_path)
+    assert process.stdout == 'right\n', process.stderr
+
+
+def test_paths_with_spaces(tmp_path):
+    """A compile directory and a virtual environment in folders with spaces in their names."""
+    folder = tmp_path / 'my programs'
+    folder.mkdir()
+    # What pip installed, seen through a link with a space in its path.
+    os.symlink(sysconfig.get_paths()['purelib'], str(folder / 'site'))
+    process = run('import sys; sys.path.insert(0, {!r})\n'.format(str(folder / 'site'))
+                  + textwrap.dedent(PRODUCT) + 'print(theano.__file__)\n', tmp_path,
+                  compiledir=folder / 'compiled here')
+    assert process.stdout.splitlines()[0] == 'right', process.stderr
+    assert 'my programs' in process.stdout and os.listdir(str(folder / 'compiled here'))
+
+
+def test_two_programs_may_start_at_once(tmp_path):
+    command = [sys.executable, '-c', textwrap.dedent(PRODUCT)]
+    env = dict(os.environ, HOME=str(tmp_path), PYTHONPATH=ROOT,
+               THEANO_FLAGS='base_compiledir={}'.format(tmp_path / 'compiledir'))
+    programs = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                for _ in range(2)]
+    assert [program.communicate(timeout=600)[0] for program in programs] == [b'right\n'] * 2
+
+
+# --------------------------------------------------------------------------------- errors that help
+
+def error(process):
+    assert process.returncode == 1
+    last = process.stderr.strip().splitlines()[-1]
+    assert last.startswith('theano_today.SetupError: '), process.stderr
+    return last
+
+
+def test_no_compiler(tmp_path):
+    message = error(run('import theano_today', tmp_path, PATH=str(tmp_path)))
+    assert 'g++' in message and 'apt-get install' in message
+    # Asked for, Theano without a compiler is fine.
+    process = run('import theano_today', tmp_path, PATH=str(tmp_path), THEANO_FLAGS='cxx=')
+    assert process.returncode == 0, process.stderr
+
+
+def test_no_python_headers(tmp_path):
+    message = error(run('''
+        import sysconfig
+        paths = sysconfig.get_paths()
+        sysconfig.get_paths = lambda: dict(paths, include='/nowhere')
+        import theano_today
+        ''', tmp_path))
+    assert 'Python.h' in message and '/nowhere' in message and 'python3-dev' in message
+
+
+def test_theano_was_imported_before(tmp_path):
+    message = error(run('''
+        import sys, types
+        sys.modules['theano'] = types.ModuleType('theano')
+        import theano_today
+        ''', tmp_path))
+    assert 'before theano' in message
+
+
+def test_numpy_2(tmp_path):
+    message = error(run('''
+        import numpy
+        numpy.__version__ = '2.1.0'
+        import theano_today
+        ''', tmp_path))
+    assert 'NumPy 2.1.0' in message and 'requirements.txt' in message
+
+
+def test_compile_directory_that_cannot_be_written(tmp_path):
+    message = error(run('import theano_today', tmp_path, compiledir='/proc/nowhere'))
+    assert '/proc/nowhere' in message and 'base_compiledir' in message
+
+
+@pytest.mark.skipif(shutil.which('g++') is None, reason='no g++')
+def test_other_compiler_of_the_user(tmp_path):
+    message = error(run('import theano_today', tmp_path, THEANO_FLAGS='cxx=/nowhere/c++'))
+    assert '/nowhere/c++' in message
