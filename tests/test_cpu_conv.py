@@ -4,6 +4,7 @@ Most tests use small integers as numbers.  All sums are then exact in float32, s
 equal to the last bit, and ties in max-pooling and zeros at the ReLU occur all the time.
 """
 import ctypes
+import functools
 import os
 import subprocess
 
@@ -412,6 +413,52 @@ def test_nets_agree_with_stock_theano(name):
         assert_same_results(fused, stock, image)
     image[0, 0, 4, 5], image[0, 1, 0, 0] = np.nan, np.inf
     assert_same_results(fused, stock, image)
+
+
+def random_net(rng):
+    """An image shape and layers for `conv_net`, anything that Lasagne can express."""
+    height, width = rng.randint(6, 15, 2)
+    shape, layers = (rng.randint(1, 4), height, width), []
+    for _ in range(rng.randint(1, 3)):
+        size = tuple(int(n) for n in rng.randint(1, 4, 2))
+        pads = ['valid', 'full', 'same', int(rng.randint(0, 2)), (int(rng.randint(0, 2)), 0)]
+        pad = pads[rng.randint(len(pads))]
+        layers.append(('conv', dict(
+            number=int(rng.randint(1, 6)), size=size, pad=pad,
+            stride=tuple(int(n) for n in rng.randint(1, 3, 2)) if rng.rand() < .3 else 1,
+            convolution=functools.partial(T.nnet.conv2d, filter_flip=bool(rng.rand() < .8)),
+            **({'b': None} if rng.rand() < .2 else {}),
+            nonlinearity=[lasagne.nonlinearities.rectify, T.nnet.relu, lambda z: T.maximum(z, 0),
+                          None][rng.choice(4, p=[.6, .15, .1, .15])])))
+        if rng.rand() < .6:
+            pool = tuple(int(n) for n in rng.randint(1, 4, 2))
+            ignore_border = bool(rng.rand() < .7)
+            layers.append(('pool', dict(
+                pool_size=pool, stride=tuple(int(n) for n in rng.randint(1, 4, 2))
+                if rng.rand() < .4 else None, ignore_border=ignore_border,
+                pad=tuple(int(rng.randint(n)) for n in pool) if ignore_border else 0)))
+        if rng.rand() < .4:
+            layers.append(('dropout', dict(p=.5, rescale=bool(rng.rand() < .8))))
+    return shape, layers
+
+
+# A few in each run of the tests; RANDOM_NETS=200 in the environment tries more.
+@pytest.mark.parametrize('seed', range(int(os.environ.get('RANDOM_NETS', 10))))
+def test_random_nets_agree_with_stock_theano(seed):
+    rng = np.random.RandomState(seed)
+    while True:
+        shape, layers = random_net(rng)
+        x, net = conv_net(np.random.RandomState(seed), shape, layers)
+        if min(net.output_shape[1:]) >= 1:
+            break
+    out = get_output(net)
+    cost, wrt = (out * out).sum(), [x] + get_all_params(net)
+    fused = compiled([out], [x], wrt, cost)
+    stock = compiled([out], [x], wrt, cost, fused=False)
+    assert count(fused, ConvPool) >= 1 and count(stock, ConvPool) == 0
+    for batch in (rng.randint(2, 5), 1):
+        assert_same_results(fused, stock, rounded(rng, batch, *shape))
+    assert_same_results(fused, stock, np.zeros((2,) + shape, 'float32'))
 
 
 def test_any_memory_layout():

@@ -47,10 +47,10 @@ def config(tmp_path, names, before='', **environment):
 @pytest.mark.parametrize('name, version', [
     ('Theano', '1.0.5'), ('Lasagne', '0.1'), ('nolearn', '0.6.1')])
 def test_package_is_pips_own(name, version):
-    """Every file of the package has the hash that pip noted when it installed it, and no file more."""
+    """Every file has the hash that pip noted when it installed it, and there are no others."""
     distribution = importlib.metadata.distribution(name)
     assert distribution.version == version
-    assert distribution.files, 'pip kept no RECORD: install with --no-build-isolation, as the README'
+    assert distribution.files, 'pip kept no RECORD: install as the README says'
     listed = set()
     for path in distribution.files:
         located = os.path.realpath(str(path.locate()))
@@ -157,8 +157,8 @@ def test_two_programs_may_start_at_once(tmp_path):
     command = [sys.executable, '-c', textwrap.dedent(PRODUCT)]
     env = dict(os.environ, HOME=str(tmp_path), PYTHONPATH=ROOT,
                THEANO_FLAGS='base_compiledir={}'.format(tmp_path / 'compiledir'))
-    programs = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-                for _ in range(2)]
+    programs = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE,
+                                 stderr=subprocess.DEVNULL) for _ in range(2)]
     assert [program.communicate(timeout=600)[0] for program in programs] == [b'right\n'] * 2
 
 

@@ -199,7 +199,7 @@ def _downsample(signal):
 
 @after_import('nolearn.lasagne.base')
 def _nolearn_net(base):
-    """Make NeuralNet a scikit-learn estimator of today, and keep its hands off the caller's lists."""
+    """Make NeuralNet an estimator of today's scikit-learn that leaves the caller's lists alone."""
     net = base.NeuralNet
     handlers = ('on_batch_finished', 'on_epoch_finished',
                 'on_training_started', 'on_training_finished')
@@ -255,7 +255,8 @@ def _nolearn_pickles(base):
     """
     base.theano = _TheanoLate()
     net = base.NeuralNet
-    layers, functions = ('layers_', '_output_layers'), ('train_iter_', 'eval_iter_', 'predict_iter_')
+    layers = ('layers_', '_output_layers')
+    functions = ('train_iter_', 'eval_iter_', 'predict_iter_')
 
     def __getstate__(self):
         state = {name: value for name, value in vars(self).items()

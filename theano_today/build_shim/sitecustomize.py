@@ -1,9 +1,11 @@
-"""Lets pip build Theano's source package on Python 3.12 and later.
+r"""Lets pip build Theano's source package on Python 3.12 and later.
 
-Theano's setup.py reads its setup.cfg with ``configparser.SafeConfigParser`` and its ``readfp``, which
-Python 3.12 removed.  With this folder in ``PYTHONPATH``, Python imports this file when it starts:
+Theano's setup.py reads its setup.cfg with ``configparser.SafeConfigParser`` and its ``readfp``,
+which Python 3.12 removed.  With this folder in ``PYTHONPATH``, Python imports this file when it
+starts:
 
-    PYTHONPATH=theano_today/build_shim venv/bin/pip install --no-build-isolation -r requirements.txt
+    PYTHONPATH=$PWD/theano_today/build_shim \
+        venv/bin/pip install --no-build-isolation -r requirements.txt
 """
 import configparser
 
