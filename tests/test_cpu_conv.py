@@ -443,12 +443,15 @@ def random_net(rng):
 
 
 # A few in each run of the tests; RANDOM_NETS=200 in the environment tries more.
-@pytest.mark.parametrize('seed', range(int(os.environ.get('RANDOM_NETS', 10))))
+@pytest.mark.parametrize('seed', range(int(os.environ.get('RANDOM_NETS', 40))))
 def test_random_nets_agree_with_stock_theano(seed):
     rng = np.random.RandomState(seed)
     while True:
         shape, layers = random_net(rng)
-        x, net = conv_net(np.random.RandomState(seed), shape, layers)
+        try:
+            x, net = conv_net(np.random.RandomState(seed), shape, layers)
+        except ValueError:  # Lasagne: an image shrank to nothing
+            continue
         if min(net.output_shape[1:]) >= 1:
             break
     out = get_output(net)
