@@ -260,7 +260,9 @@ static void forward(const Layer& l, const Images& x, const Images& w, const floa
     static thread_local Filters filters;
     pack(l, w, bias, bias_step, filters, false);
     const Filters& f = filters;
-#pragma omp parallel for schedule(static)
+// Images are independent, so whoever is free takes the next: another program on one of the cores then slows only that
+// core's share. (The backward pass sums over images and must always cut them in the same way.)
+#pragma omp parallel for schedule(dynamic)
     for (long i = 0; i < l.N; i++) {
         Scratch& s = scratch();
         Pooled o;
