@@ -51,12 +51,20 @@ def integers(random, *shape):
 # ---- kernels at every vector width, outside of Theano ----
 
 KERNELS = r'''
-#include "matmul.hpp"
+#include "matmul_sparse.hpp"
 #include "mrg.hpp"
 
 extern "C" int product(const float* a, long a_row, long a_column, const float* b, long b_row, long b_column,
                        long m, long n, long depth, float* c) {
     return matmul::product({a, a_row, a_column}, {b, b_row, b_column}, m, n, depth, c);
+}
+extern "C" int sparse_product(const float* a, long a_row, long a_column, const float* b, long b_row, long b_column,
+                              long m, long n, long depth, float* c) {
+    return matmul::sparse_product({a, a_row, a_column}, {b, b_row, b_column}, m, n, depth, c);
+}
+extern "C" int sparse_product_into(const float* a, long a_row, long a_column, const float* b, long b_row,
+                                   long b_column, long m, long n, long depth, float* c) {
+    return matmul::sparse_product_into({a, a_row, a_column}, {b, b_row, b_column}, m, n, depth, matmul::Store{c, n});
 }
 extern "C" void uniform(int32_t* state, long streams, long n, float* out) {
     mrg::draw(state, streams, n, mrg::Uniform{out});
@@ -89,6 +97,17 @@ def pointer(array):
     return ctypes.c_void_p(array.ctypes.data)
 
 
+def multiply(kernel, a, b):
+    """The product of two matrices by a kernel."""
+    (m, depth), n = a.shape, b.shape[1]
+    c = np.full((m, n), np.nan, 'float32')
+    args = [pointer(a)] + [ctypes.c_long(s // 4) for s in a.strides] + \
+        [pointer(b)] + [ctypes.c_long(s // 4) for s in b.strides] + \
+        [ctypes.c_long(size) for size in (m, n, depth)] + [pointer(c)]
+    assert kernel(*args)
+    return c
+
+
 def test_product_at_every_width(kernels):
     random = np.random.RandomState(0)
     sizes = [(1, 1, 1), (3, 5, 0), (2, 100, 7), (130, 1, 300), (97, 530, 20), (14, 33, 600)]
@@ -96,12 +115,27 @@ def test_product_at_every_width(kernels):
     for m, n, depth in sizes:
         a = integers(random, m, depth) if random.rand() < .5 else integers(random, depth, m).T
         b = integers(random, depth, n) if random.rand() < .5 else integers(random, n, depth).T
-        c = np.full((m, n), np.nan, 'float32')
-        args = [pointer(a)] + [ctypes.c_long(s // 4) for s in a.strides] + \
-            [pointer(b)] + [ctypes.c_long(s // 4) for s in b.strides] + \
-            [ctypes.c_long(size) for size in (m, n, depth)] + [pointer(c)]
-        assert kernels.product(*args)
-        np.testing.assert_array_equal(c, a.dot(b))
+        np.testing.assert_array_equal(multiply(kernels.product, a, b), a.dot(b))
+
+
+@pytest.mark.parametrize('name', ['sparse_product', 'sparse_product_into'])
+def test_sparse_products_at_every_width(kernels, name):
+    random = np.random.RandomState(0)
+    sizes = [(1, 1, 1), (3, 5, 0), (2, 100, 7), (130, 1, 300), (97, 530, 20), (14, 33, 600)]
+    sizes += [tuple(random.randint(1, 200, 3)) for _ in range(20)]
+    for m, n, depth in sizes:
+        a, b = integers(random, m, depth), integers(random, depth, n)
+        sparse = a if name == 'sparse_product' else b
+        sparse *= random.rand(*sparse.shape) < random.choice([0, .1, .5, 1])
+        if depth and random.rand() < .3:  # zeros do not hide what is not a number
+            b[random.randint(depth), random.randint(n)] = random.choice([np.nan, np.inf])
+            a[random.randint(m), random.randint(depth)] = random.choice([np.nan, -np.inf])
+        if random.rand() < .5:
+            a = np.asfortranarray(a)
+        if random.rand() < .5:
+            b = np.asfortranarray(b)
+        with np.errstate(invalid='ignore'):
+            np.testing.assert_array_equal(multiply(getattr(kernels, name), a, b), a.dot(b))
 
 
 def mrg_reference(state, n):
@@ -182,6 +216,21 @@ def test_dot_of_large_matrices(dot):
         A, B = random.randn(m, depth).astype('float32'), random.randn(depth, n).astype('float32')
         exact = A.astype('float64').dot(B)
         np.testing.assert_allclose(dot(A, B), exact, atol=1e-5 * np.sqrt(depth) * 4)
+
+
+@pytest.mark.parametrize('share', [0, .2, .44, .46, 1])
+def test_dot_and_update_of_gradients_with_zeros(dot, share):
+    """The gradients of a layer with dropout: sparse enough for the lists, or not."""
+    random = np.random.RandomState(0)
+    g = integers(random, 40, 1100) * (random.rand(40, 1100) < share).astype('float32')
+    W, x = integers(random, 700, 1100), integers(random, 40, 700)
+    np.testing.assert_array_equal(dot(g, W.T), g.dot(W.T))
+    weights, left, right = theano.shared(W), T.fmatrix(), T.fmatrix()
+    step = theano.function([left, right], [],
+                           updates=[(weights, weights - 2 * T.dot(left.T, right))])
+    assert nodes(step, MatMulUpdate)
+    step(x, g)
+    np.testing.assert_array_equal(weights.get_value(), W - 2 * x.T.dot(g))
 
 
 def test_dot_passes_nan_and_inf_on(dot):

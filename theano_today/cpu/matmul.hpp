@@ -73,6 +73,8 @@ static void pack_panel(const float* a, Index row, Index column, Index rows, Inde
     if (rows == WIDTH && row == 1) {
         for (Index k = 0; k < depth; k++, a += column, panel += WIDTH)
             for (Index i = 0; i < WIDTH; i++) panel[i] = a[i];
+    } else if (rows == WIDTH && column == 1 && WIDTH % 8 == 0) {
+        simd::transpose(a, row, WIDTH, depth, panel, WIDTH);
     } else if (rows == WIDTH) {
         for (Index k = 0; k < depth; k++, a += column, panel += WIDTH)
             for (Index i = 0; i < WIDTH; i++) panel[i] = a[i * row];

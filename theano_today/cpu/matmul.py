@@ -16,6 +16,9 @@ Two Ops take the place of BLAS in the dense layers of a net:
         v_new = mu * v - lr * dW              ──►              for each tile of dot(X.T, dZ):
         W_new = W + mu * v_new - lr * dW                           v, W = rule(tile, W, v)  in place
 
+A factor that is mostly zeros, as the gradient of a layer with ReLU and dropout is, is noticed while
+the function runs; its zeros are then not multiplied (matmul_sparse.hpp).
+
 Both come into compiled functions by rewrites in Theano's `optdb`; float64, vectors and broadcast
 matrices stay with stock Ops.
 """
@@ -41,7 +44,7 @@ INPLACE_POSITION = 70
 class _Product(NativeOp):
     """What `MatMul` and `MatMulUpdate` share: two operands with any strides."""
 
-    headers = ('matmul.hpp', 'simd.hpp')
+    headers = ('matmul_sparse.hpp', 'matmul.hpp', 'simd.hpp')
 
     def c_support_code(self):
         return """
@@ -104,7 +107,7 @@ class MatMul(_Product):
             if (!operands_agree({a}, {b})) {{ {fail} }}
             const npy_intp m = PyArray_DIM({a}, 0), n = PyArray_DIM({b}, 1);
             if (!allocate(&{c}, m, n)) {{ {fail} }}
-            if (!matmul::product(matrix_of({a}), matrix_of({b}), m, n, PyArray_DIM({a}, 1),
+            if (!matmul::product_of(matrix_of({a}), matrix_of({b}), m, n, PyArray_DIM({a}, 1),
                                  (float*)PyArray_DATA({c}))) {{
                 PyErr_NoMemory();
                 {fail}
@@ -262,7 +265,7 @@ class MatMulUpdate(_Product):
             rule.step{i} = matrix_of({y}).column;
             rule.unit_strides &= rule.step{i} == 1;""".format(i=i, y=y))
         lines.append("""
-            if (!matmul::product_into(matrix_of({}), matrix_of({}), m, n, PyArray_DIM({}, 1), rule)) {{
+            if (!matmul::product_into_rule(matrix_of({}), matrix_of({}), m, n, PyArray_DIM({}, 1), rule)) {{
                 PyErr_NoMemory();
                 {}
             }}""".format(a, b, a, fail))

@@ -11,6 +11,7 @@
 // this file adds the few things that have no operator. Intrinsics live here and nowhere else, each behind a small
 // function with a portable twin.
 #pragma once
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -112,6 +113,44 @@ SIMD_INLINE void store_first(float* p, vec v, int n) {
 }
 
 SIMD_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+
+// out[j * out_row + i] = in[i * in_row + j] for 8 x 8 floats.
+SIMD_INLINE void transpose_8x8(const float* in, ptrdiff_t in_row, float* out, ptrdiff_t out_row) {
+#if defined(__AVX__)
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps(in + i * in_row);
+    for (int i = 0; i < 8; i += 2) {    // pairs of rows, then of pairs, then the halves
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            a[i + 2 * j] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0x44);
+            a[i + 2 * j + 1] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0xee);
+        }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(out + i * out_row, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+        _mm256_storeu_ps(out + (i + 4) * out_row, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    }
+#else
+    for (int i = 0; i < 8; i++)
+        for (int j = 0; j < 8; j++) out[j * out_row + i] = in[i * in_row + j];
+#endif
+}
+
+// The same for any number of rows and columns.
+SIMD_INLINE void transpose(const float* in, ptrdiff_t in_row, ptrdiff_t rows, ptrdiff_t columns, float* out,
+                           ptrdiff_t out_row) {
+    ptrdiff_t i = 0;
+    for (; i + 8 <= rows; i += 8, in += 8 * in_row, out += 8) {
+        ptrdiff_t j = 0;
+        for (; j + 8 <= columns; j += 8) transpose_8x8(in + j, in_row, out + j * out_row, out_row);
+        for (; j < columns; j++)
+            for (int k = 0; k < 8; k++) out[j * out_row + k] = in[k * in_row + j];
+    }
+    for (; i < rows; i++, in += in_row, out++)
+        for (ptrdiff_t j = 0; j < columns; j++) out[j * out_row] = in[j];
+}
 
 // ---- arithmetic ----
 
