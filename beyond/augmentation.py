@@ -151,6 +151,7 @@ class AffineBatchIterator(BatchIterator):
                  outside='resample', border='replicate', middle=None, prefetch=0, shuffle=False,
                  seed=42):
         super().__init__(batch_size, shuffle=shuffle, seed=seed)
+        self.seed = seed
         _opencv()  # tell at once if it is missing, not in the first batch
         self.rotation = _range('rotation', rotation)
         self.translation = _range('translation', translation)

@@ -1,0 +1,413 @@
+"""Slide "Tips from Deep Learning Packages": a net and its constants as a short YAML file.
+
+    python -m beyond.config experiment.yaml           write kfkd.py's constants and net
+    python kfkd.py --config experiment.yaml fit       run them again, edited or not
+
+A file has two parts, either of which may be missing; in each, what is missing stays as it is::
+
+    constants:                  # of kfkd.py
+      MAX_EPOCHS: 50
+      AUGMENT: faces
+    net:                        # arguments of NeuralNet
+      layers:
+      - {name: input, type: InputLayer, shape: [null, 1, 96, 96]}
+      - {name: conv1, type: Conv2DLayer, num_filters: 16, filter_size: [3, 3], W: GlorotUniform}
+      - {name: output, type: DenseLayer, num_units: 30, nonlinearity: null}
+      objective_l2: 0.0001
+
+Layers, update rules, losses, nonlinearities and initialisations are named as in Lasagne, with
+arguments as a mapping where needed: ``W: {Normal: {std: 0.01}}``.  Files are data: nothing in them
+is run, and a key or name that is not known is an error.
+"""
+import difflib
+import inspect
+import io
+import sys
+
+import numpy as np
+import theano
+import yaml
+from lasagne import init, layers, nonlinearities, objectives, updates
+from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
+
+from .augmentation import AffineBatchIterator, squared_error_of_known
+
+
+class ConfigError(ValueError):
+    """A file that cannot be used; the message says where, and what would be right."""
+
+
+def _members(module, base=None):
+    found = {}
+    for name, value in vars(module).items():
+        if base is None:
+            if inspect.isfunction(value) and value.__module__ == module.__name__:
+                found[name] = value
+        elif inspect.isclass(value) and issubclass(value, base):
+            found[name] = value
+    return found
+
+
+LAYERS = _members(layers, layers.Layer)
+INITS = _members(init, init.Initializer)
+NONLINEARITIES = _members(nonlinearities)
+UPDATES = _members(updates)
+LOSSES = dict(_members(objectives), squared_error_of_known=squared_error_of_known)
+ITERATORS = {'BatchIterator': BatchIterator, 'AffineBatchIterator': AffineBatchIterator}
+SPLITS = {'TrainSplit': TrainSplit}
+
+# What an argument of NeuralNet may name.
+NAMED = {'update': UPDATES, 'objective_loss_function': LOSSES, 'batch_iterator_train': ITERATORS,
+         'batch_iterator_test': ITERATORS, 'train_split': SPLITS}
+PLAIN = 'regression', 'max_epochs', 'use_label_encoder', 'check_input', 'verbose'
+OBJECTIVE = 'objective_l1', 'objective_l2'
+# What kfkd.py makes of its constants: a file sets those instead.
+DECIDED_BY_CONSTANTS = ('batch_iterator_train', 'batch_iterator_test', 'train_split', 'max_epochs',
+                        'verbose', 'update_learning_rate', 'update_momentum')
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+class _Loader(yaml.SafeLoader):
+    """Safe loading that does not swallow a key that is there twice."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key, (place, _) in zip(keys, node.value):
+            if keys.count(key) > 1:
+                raise ConfigError('line {}: {} is there twice.'.format(
+                    place.start_mark.line + 1, key))
+        return super().construct_mapping(node, deep)
+
+
+def read(fname):
+    """Read an experiment.
+
+    Returns
+    -------
+    dict
+        constants and net, mappings, as they stand in the file; empty where it has none.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, is no YAML, or has other parts.
+    """
+    try:
+        with open(fname, encoding='utf-8') as f:
+            content = yaml.load(f, _Loader)
+    except ConfigError as error:
+        raise ConfigError('{}, {}'.format(fname, error))
+    except (OSError, UnicodeError) as error:
+        raise ConfigError('{} cannot be read: {}.'.format(fname, error))
+    except yaml.YAMLError as error:
+        raise ConfigError('{} is no YAML: {}.'.format(fname, ' '.join(str(error).split())))
+    content = {} if content is None else content
+    _mapping(content, fname)
+    for name in content:
+        _known(name, ('constants', 'net'), fname)
+    return {name: _mapping(content.get(name) or {}, '{}: {}'.format(fname, name))
+            for name in ('constants', 'net')}
+
+
+def set_constants(module, constants, fname='constants'):
+    """Set constants of a module such as kfkd, whose names are in capitals.
+
+    A value must be of the kind of the one it replaces: a number, true or false, text, a list as long
+    as the tuple.  What replaces None may be anything.
+
+    Raises
+    ------
+    ConfigError
+        Before any constant is set.
+    """
+    names = [name for name in vars(module) if name.isupper() and not name.startswith('_')]
+    new = {}
+    for name, value in constants.items():
+        place = '{}: {}'.format(fname, name)
+        _known(name, names, fname)
+        new[name] = _like(getattr(module, name), value, place)
+    vars(module).update(new)
+
+
+def net_settings(described, fname='net'):
+    """Turn the `net` part of a file into arguments of NeuralNet.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown key or name, by place.
+    """
+    settings = {}
+    for key, value in described.items():
+        place = '{}: {}'.format(fname, key)
+        update = described.get('update', 'nesterov_momentum')
+        if key == 'layers':
+            settings[key] = [_layer(layer, '{}[{}]'.format(place, number))
+                             for number, layer in enumerate(_sequence(value, place))]
+        elif key in NAMED:
+            settings[key] = _named(NAMED[key], value, place)
+        elif key in PLAIN or key in OBJECTIVE:
+            settings[key] = value
+        elif key.startswith('update_') and update in UPDATES and key[7:] in _arguments(
+                UPDATES[update]):
+            # Shared, so that handlers such as kfkd's AdjustVariable can change it.
+            settings[key] = theano.shared(np.float32(_number(value, place)))
+        else:
+            _known(key, ('layers',) + tuple(NAMED) + PLAIN + OBJECTIVE + tuple(
+                'update_' + name for name in _arguments(UPDATES.get(update, updates.sgd))), fname)
+    return settings
+
+
+def changed(net, described, fname='net'):
+    """Return a net like `net` but for what the `net` part of a file says.
+
+    Layers in the file take the place of all of the net's layers and their settings.
+    """
+    settings = net_settings(described, fname)
+    params = dict(net.get_params(deep=False))
+    if 'layers' in settings:
+        for name in [layer[0] if isinstance(layer[0], str) else layer[1].get('name', '')
+                     for layer in params['layers']]:
+            for key in [key for key in net._kwarg_keys if key.startswith(name + '_')]:
+                del params[key]
+    if net.verbose:  # the constructor adds its print handlers again
+        for key in 'on_epoch_finished', 'on_training_started':
+            params[key] = [handler for handler in params[key]
+                           if type(handler).__name__ not in ('PrintLog', 'PrintLayerInfo')]
+    params.update(settings)
+    return type(net)(**params)
+
+
+def _layer(described, place):
+    described = dict(_mapping(described, place))
+    name = described.pop('name', None)
+    if not isinstance(name, str):
+        raise ConfigError('{}: a layer needs a name.'.format(place))
+    place = '{} ({})'.format(place, name)
+    factory = LAYERS[_known(described.pop('type', None), LAYERS, place)]
+    arguments = _arguments(factory)
+    settings = {'name': name}
+    for key, value in described.items():
+        _known(key, arguments, place)
+        inner = '{}.{}'.format(place, key)
+        if key == 'nonlinearity':
+            settings[key] = None if value is None else NONLINEARITIES[
+                _known(value, NONLINEARITIES, inner)]
+        elif isinstance(value, (str, dict)) and key not in ('incoming', 'incomings', 'mask_input',
+                                                            'pad', 'mode', 'border_mode'):
+            settings[key] = _named(INITS, value, inner)
+        else:
+            settings[key] = tuple(value) if isinstance(value, list) and key not in (
+                'incomings',) else value
+    return factory, settings
+
+
+def _named(registry, value, place):
+    """A function or class by its name, or an object by ``Name: {argument: value}``."""
+    arguments = {}
+    if isinstance(value, dict):
+        if len(value) != 1:
+            raise ConfigError('{}: one name with its arguments is needed, not {}.'.format(
+                place, ', '.join(map(str, value))))
+        [(value, arguments)] = value.items()
+        arguments = _mapping(arguments or {}, place)
+    found = registry[_known(value, registry, place)]
+    if inspect.isfunction(found):
+        if arguments:
+            raise ConfigError('{}: {} takes no arguments here.'.format(place, value))
+        return found
+    for key in arguments:
+        _known(key, _arguments(found), '{}.{}'.format(place, value))
+    try:
+        return found(**{key: tuple(map(_tuples, argument)) if isinstance(argument, list)
+                        else argument for key, argument in arguments.items()})
+    except (TypeError, ValueError) as error:
+        raise ConfigError('{}: {}: {}'.format(place, value, error))
+
+
+def _tuples(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _arguments(callable_):
+    """Names of the arguments of a function or class, with those that **kwargs hand on upwards."""
+    if inspect.isfunction(callable_):
+        return [name for name in inspect.signature(callable_).parameters
+                if name not in ('loss_or_grads', 'params')]
+    names = []
+    for cls in callable_.__mro__:
+        if '__init__' not in vars(cls):
+            continue
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        names += [parameter.name for parameter in parameters
+                  if parameter.kind == parameter.POSITIONAL_OR_KEYWORD]
+        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return [name for name in dict.fromkeys(names) if name != 'self']
+
+
+def _known(name, names, place):
+    if name not in names:
+        close = difflib.get_close_matches(str(name), names, 1) or sorted(names)[:12]
+        raise ConfigError('{}: {!r} is not known. {}{}?'.format(
+            place, name, 'Is it one of ' if len(close) > 1 else 'Did you mean ', ', '.join(close)))
+    return name
+
+
+def _mapping(value, place):
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ConfigError('{}: names with values are needed, not {!r}.'.format(place, value))
+    return value
+
+
+def _sequence(value, place):
+    if not isinstance(value, list) or not value:
+        raise ConfigError('{}: a list is needed, not {!r}.'.format(place, value))
+    return value
+
+
+def _number(value, place):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        hint = ' (YAML 1.1 reads 1e-4 as text: write 1.0e-4)' if isinstance(value, str) else ''
+        raise ConfigError('{}: a number is needed, not {!r}{}.'.format(place, value, hint))
+    return value
+
+
+def _like(old, value, place):
+    """Return `value` if it is of the kind of `old`."""
+    if old is None:
+        return value
+    if isinstance(old, bool):
+        if not isinstance(value, bool):
+            raise ConfigError('{}: true or false is needed, not {!r}.'.format(place, value))
+    elif isinstance(old, (int, float)):
+        _number(value, place)
+    elif isinstance(old, str):
+        if not isinstance(value, str):
+            raise ConfigError('{}: text is needed, not {!r}.'.format(place, value))
+    elif isinstance(old, tuple):
+        if len(_sequence(value, place)) != len(old):
+            raise ConfigError('{}: {} values are needed, not {}.'.format(
+                place, len(old), len(value)))
+        return tuple(_like(a, b, place) for a, b in zip(old, value))
+    else:
+        raise ConfigError('{}: this constant cannot be set in a file.'.format(place))
+    return value
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+def describe_constants(module):
+    """Return the constants of a module that a file can hold, tuples as lists."""
+    return {name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(module).items()
+            if name.isupper() and not name.startswith('_')
+            and (value is None or isinstance(value, (bool, int, float, str)) or isinstance(
+                value, tuple) and all(isinstance(part, (int, float)) for part in value))}
+
+
+def describe_net(net, leave_out=()):
+    """Return what `net_settings` makes the same net of (but for handlers and its weights).
+
+    Parameters
+    ----------
+    net : NeuralNet
+    leave_out : sequence of str
+        Arguments of NeuralNet that are not to be described.
+
+    Raises
+    ------
+    ConfigError
+        If the net has something that a file cannot name, such as a function of your own.
+    """
+    described = {'layers': []}
+    own = {}
+    for position, layer in enumerate(net.layers):
+        if not isinstance(layer, (tuple, list)):
+            raise ConfigError('layers: Lasagne objects cannot be written, only (name, class) and '
+                              '(class, settings).')
+        factory, settings = layer if isinstance(layer[1], dict) else (layer[1], {'name': layer[0]})
+        settings = dict(settings)
+        name = settings.pop('name', None) or net._layer_name(factory, position)
+        own[name] = None
+        settings.update(net._get_params_for(name))
+        _member(LAYERS, factory, name)
+        entry = {'name': name, 'type': factory.__name__}
+        for key, value in settings.items():
+            place = '{}.{}'.format(name, key)
+            entry[key] = None if value is None else _name_of(
+                NONLINEARITIES if key == 'nonlinearity' else INITS, value, place)
+        described['layers'].append(entry)
+    defaults = {name: parameter.default for name, parameter in
+                inspect.signature(NeuralNet.__init__).parameters.items()}
+    for key in tuple(NAMED) + PLAIN:
+        value = getattr(net, key)
+        if key not in leave_out and (key in NAMED or value != defaults[key]):
+            described[key] = _name_of(NAMED.get(key, {}), value, key)
+    for key in net._kwarg_keys:
+        if key.startswith(('update_', 'objective_')) and key not in leave_out:
+            described[key] = _name_of({}, getattr(net, key), key)
+    return described
+
+
+def _member(registry, value, place):
+    for name, member in registry.items():
+        if member is value:
+            return name
+    raise ConfigError('{}: {!r} has no name that a file can hold.'.format(place, value))
+
+
+def _name_of(registry, value, place):
+    if isinstance(value, theano.compile.SharedVariable):
+        value = value.get_value()
+    if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0:
+        value = value.item()
+        # The shortest number that is the same float32: 0.03, not 0.029999999329447746.
+        return float(str(np.float32(value))) if isinstance(value, float) else value
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_name_of({}, part, place) for part in value]
+    if inspect.isfunction(value):
+        return _member(registry, value, place)
+    name = _member(registry, type(value), place)
+    arguments = {}
+    for key in _arguments(type(value)):
+        if hasattr(value, key):
+            arguments[key] = _name_of({}, getattr(value, key), '{}.{}'.format(place, key))
+    return {name: arguments} if arguments else name
+
+
+def write(f, constants=None, net=None):
+    """Write an experiment to an open text file, as `read` reads it.
+
+    Parameters
+    ----------
+    f : file
+    constants : dict, optional
+        As `describe_constants` returns them.
+    net : dict, optional
+        As `describe_net` returns it.
+    """
+    content = {name: part for name, part in (('constants', constants), ('net', net)) if part}
+    # default_flow_style=None: one layer, one line.
+    yaml.safe_dump(content, f, sort_keys=False, default_flow_style=None, width=1000)
+
+
+def main(argv):
+    """Write kfkd.py's constants and net to the file named on the command line."""
+    if len(argv) != 1 or argv[0].startswith('-'):
+        print(__doc__)
+        return 0 if argv in (['-h'], ['--help']) else 2
+    import kfkd
+    text = io.StringIO()
+    write(text, describe_constants(kfkd), describe_net(kfkd.net, DECIDED_BY_CONSTANTS))
+    with kfkd.replacing(argv[0]) as f:
+        f.write(text.getvalue().encode())
+    print('Wrote {}.'.format(argv[0]))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
