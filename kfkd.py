@@ -7,6 +7,8 @@
     python kfkd.py plot_learning_curves [NETS]  draw RMSE against epoch, write learning-curves.png
     python kfkd.py predict [NETS]               mark the test faces, write submission-<time>.csv
 
+    python kfkd.py --config FILE [...]          the same with constants and net of a YAML file
+
 The data are the CSV files of Kaggle's "Facial Keypoints Detection" in data/ (see data/README.md).
 Without them, faces are drawn into data/faces/ and used instead.
 
@@ -48,6 +50,9 @@ from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
 from sklearn.base import clone
 from sklearn.utils import shuffle
 
+from beyond.augmentation import PRESETS, AffineBatchIterator
+from beyond.monitors import ActivationMonitor, GradientMonitor, UpdateMonitor
+
 # ---------------------------------------------------------------------------- constants to edit
 
 DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data')
@@ -63,6 +68,9 @@ EVAL_SIZE = 0.2                 # share of the faces kept for validation (0.2)
 LEARNING_RATE = 0.03, 0.0001    # at the first and at the last epoch (.03, .0001)
 MOMENTUM = 0.9, 0.999           # at the first and at the last epoch (.9, .999)
 SPECIALIST_SAMPLES = 4e6        # faces a specialist sees in its training (4e6)
+AUGMENT = None                  # None: flips only. 'faces', 'deck': beyond.augmentation's PRESETS
+MONITOR = False                 # record activations, gradients and updates (beyond.monitors)
+NET = None                      # what --config says of the net, other than the deck's
 STANDARDIZE = False             # inputs with mean 0 and deviation 1: no plateau at the start (False)
 SEED = 42                       # of weights, dropout and flips; same seed, data, threads: same net
 VERBOSE = 1                     # nolearn's: 0 is silent, 1 prints a row an epoch, 2 tells more
@@ -417,6 +425,22 @@ class FlipBatchIterator(FaceBatchIterator):
         return Xb, yb
 
 
+# ------------------------------------------------------------------ slide "Advanced Augmentation"
+
+class AffineFaceBatchIterator(AffineBatchIterator, FaceBatchIterator):
+    """Turn, move and scale faces at random, points included, after standardising their pixels."""
+
+
+def train_batches():
+    """Return the batch iterator that AUGMENT asks for."""
+    if AUGMENT is None:
+        return FlipBatchIterator(batch_size=BATCH_SIZE, seed=SEED)
+    if AUGMENT not in PRESETS:
+        raise DataError('AUGMENT is None or one of {}, not {!r}.'.format(
+            ', '.join(map(repr, PRESETS)), AUGMENT))
+    return AffineFaceBatchIterator(BATCH_SIZE, seed=SEED, **PRESETS[AUGMENT])
+
+
 # ------------------------------------------------- slide "Adjusting Learning Rate & Momentum"
 
 class AdjustVariable(object):
@@ -535,7 +559,7 @@ def hms(seconds):
 
 def build_net():
     """Return the deck's net with the constants as they are now: 16,561,502 parameters."""
-    return NeuralNet(
+    model = NeuralNet(
         layers=[
             ('input', layers.InputLayer),
             ('conv1', Conv2DLayer),
@@ -568,7 +592,7 @@ def build_net():
         update_momentum=theano.shared(np.float32(MOMENTUM[0])),
 
         regression=True,
-        batch_iterator_train=FlipBatchIterator(batch_size=BATCH_SIZE, seed=SEED),
+        batch_iterator_train=train_batches(),
         batch_iterator_test=FaceBatchIterator(batch_size=BATCH_SIZE),
         train_split=TrainSplit(eval_size=EVAL_SIZE),
         on_training_started=[start_early_stopping],
@@ -582,6 +606,13 @@ def build_net():
         max_epochs=MAX_EPOCHS,
         verbose=VERBOSE,
     )
+    if NET:
+        from beyond import config  # it needs PyYAML
+        model = config.changed(model, NET)
+    if MONITOR:
+        for monitor in ActivationMonitor(), GradientMonitor(), UpdateMonitor():
+            monitor.attach(model)
+    return model
 
 
 net = build_net()
@@ -909,12 +940,28 @@ def plot_learning_curves(fname_specialists='net-specialists.pickle'):
 
 # --------------------------------------------------------------------------------- slide "Flow"
 
+def configure(fname):
+    """Take constants and net from a YAML file (slide "Tips from Deep Learning Packages")."""
+    try:
+        from beyond import config
+    except ImportError as error:
+        raise DataError('--config needs the packages of requirements-beyond.txt: {}.'.format(error))
+    try:
+        experiment = config.read(fname)
+        config.set_constants(sys.modules[__name__], experiment['constants'], fname)
+        config.net_settings(experiment['net'], fname)  # to name the file in what is wrong
+        vars(sys.modules[__name__]).update(NET=experiment['net'])
+    except config.ConfigError as error:
+        raise DataError(str(error))
+
+
 def main(argv=None):
     """Run the four steps, or the one named on the command line; return the exit status."""
     parser = argparse.ArgumentParser(
         prog='kfkd.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage='python kfkd.py [-h] [fit | fit_specialists [NET] | plot_learning_curves [NETS] | '
-              'predict [NETS]]')
+        usage='python kfkd.py [-h] [--config FILE] [fit | fit_specialists [NET] | '
+              'plot_learning_curves [NETS] | predict [NETS]]')
+    parser.add_argument('--config', help=argparse.SUPPRESS)
     steps = parser.add_subparsers(dest='step', help=argparse.SUPPRESS, metavar='')
     steps.add_parser('fit')
     for name, default in (('fit_specialists', FNET), ('plot_learning_curves', FSPECIALISTS),
@@ -923,6 +970,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     try:
+        if args.config:
+            configure(args.config)
         if args.step is None:
             fit()  # train your first model
             fit_specialists(FNET)  # train specialists, initialize weights from your first model

@@ -298,11 +298,23 @@ def _like(old, value, place):
 
 # ---------------------------------------------------------------------------------------- writing
 
-def describe_constants(module):
+class _Line(dict):
+    """A mapping that is written on one line."""
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+_Dumper.add_representer(_Line, lambda dumper, line: dumper.represent_mapping(
+    'tag:yaml.org,2002:map', line.items(), flow_style=True))
+
+
+def describe_constants(module, leave_out=()):
     """Return the constants of a module that a file can hold, tuples as lists."""
     return {name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(module).items()
-            if name.isupper() and not name.startswith('_')
+            if name.isupper() and not name.startswith('_') and name not in leave_out
             and (value is None or isinstance(value, (bool, int, float, str)) or isinstance(
                 value, tuple) and all(isinstance(part, (int, float)) for part in value))}
 
@@ -338,7 +350,7 @@ def describe_net(net, leave_out=()):
             place = '{}.{}'.format(name, key)
             entry[key] = None if value is None else _name_of(
                 NONLINEARITIES if key == 'nonlinearity' else INITS, value, place)
-        described['layers'].append(entry)
+        described['layers'].append(_Line(entry))
     defaults = {name: parameter.default for name, parameter in
                 inspect.signature(NeuralNet.__init__).parameters.items()}
     for key in tuple(NAMED) + PLAIN:
@@ -391,8 +403,7 @@ def write(f, constants=None, net=None):
         As `describe_net` returns it.
     """
     content = {name: part for name, part in (('constants', constants), ('net', net)) if part}
-    # default_flow_style=None: one layer, one line.
-    yaml.safe_dump(content, f, sort_keys=False, default_flow_style=None, width=1000)
+    yaml.dump(content, f, _Dumper, sort_keys=False, default_flow_style=None, width=1000)
 
 
 def main(argv):
@@ -402,7 +413,9 @@ def main(argv):
         return 0 if argv in (['-h'], ['--help']) else 2
     import kfkd
     text = io.StringIO()
-    write(text, describe_constants(kfkd), describe_net(kfkd.net, DECIDED_BY_CONSTANTS))
+    paths = [name for name, value in vars(kfkd).items()
+             if isinstance(value, str) and value.startswith(kfkd.DATA)]  # of this machine
+    write(text, describe_constants(kfkd, paths + ['RED']), describe_net(kfkd.net, DECIDED_BY_CONSTANTS))
     with kfkd.replacing(argv[0]) as f:
         f.write(text.getvalue().encode())
     print('Wrote {}.'.format(argv[0]))

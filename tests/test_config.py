@@ -1,0 +1,187 @@
+"""An experiment goes into a YAML file and comes back the same; what is wrong in a file is told."""
+import io
+import os
+import subprocess
+import sys
+import types
+
+import theano_today  # noqa: F401  (before theano)
+
+import kfkd
+import numpy as np
+import pytest
+from lasagne import init, layers
+from lasagne.nonlinearities import tanh
+from lasagne.updates import adam
+from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
+
+pytest.importorskip('yaml')
+from beyond import config  # noqa: E402
+from beyond.augmentation import AffineBatchIterator  # noqa: E402
+
+
+def small_net():
+    return NeuralNet(
+        [('input', layers.InputLayer), ('conv', layers.Conv2DLayer),
+         (layers.DenseLayer, dict(name='hidden', num_units=7, nonlinearity=tanh)),
+         (layers.DropoutLayer, dict(p=.25)), ('output', layers.DenseLayer)],
+        input_shape=(None, 1, 12, 12), conv_num_filters=4, conv_filter_size=(3, 3),
+        conv_W=init.Normal(std=.02), conv_b=init.Constant(.1), output_num_units=2,
+        output_nonlinearity=None, regression=True, update=adam, update_learning_rate=.0003,
+        objective_l2=1e-4, max_epochs=5, train_split=TrainSplit(.25),
+        batch_iterator_train=AffineBatchIterator(16, rotation=(-5, 5), flip_indices=((0, 1),)),
+        batch_iterator_test=BatchIterator(8))
+
+
+def text(**parts):
+    f = io.StringIO()
+    config.write(f, **parts)
+    return f.getvalue()
+
+
+def read(tmp_path, content):
+    path = tmp_path / 'experiment.yaml'
+    path.write_text(content)
+    return config.read(str(path))
+
+
+def test_a_net_comes_back_the_same(tmp_path):
+    net = small_net()
+    written = text(net=config.describe_net(net))
+    assert '- {name: hidden, type: DenseLayer, num_units: 7, nonlinearity: tanh}' in written
+    again = NeuralNet(**config.net_settings(read(tmp_path, written)['net']))
+    assert text(net=config.describe_net(again)) == written
+
+    for one in net, again:
+        one.initialize_layers()
+    assert list(net.layers_) == list(again.layers_)
+    for a, b in zip(net.get_all_params(), again.get_all_params()):
+        assert a.get_value().shape == b.get_value().shape
+    assert again.layers_['conv'].W.get_value().std() == pytest.approx(.02, rel=.5)
+    assert np.allclose(again.layers_['conv'].b.get_value(), .1)
+    assert again.layers_['hidden'].nonlinearity is tanh and again.update is adam
+    assert again.update_learning_rate.get_value() == np.float32(.0003)
+    iterator = again.batch_iterator_train
+    assert isinstance(iterator, AffineBatchIterator) and iterator.rotation == (-5, 5)
+    assert iterator.flip_indices == ((0, 1),) and again.train_split.eval_size == .25
+    assert again.objective_l2 == 1e-4 and again.max_epochs == 5 and again.regression
+
+
+def test_what_cannot_be_written_is_said():
+    net = small_net()
+    net.batch_iterator_train = kfkd.FlipBatchIterator(128)
+    with pytest.raises(config.ConfigError, match='batch_iterator_train: .*no name'):
+        config.describe_net(net)
+
+
+def test_constants():
+    module = types.ModuleType('experiment')
+    module.EPOCHS, module.RATE, module.PAIR, module.FREE, module.FLAG = 3, .1, (1., 2.), None, False
+    config.set_constants(module, dict(EPOCHS=4, PAIR=[3, 4], FREE='faces', FLAG=True))
+    assert (module.EPOCHS, module.PAIR, module.FREE, module.FLAG) == (4, (3, 4), 'faces', True)
+    assert config.describe_constants(module)['PAIR'] == [3, 4]
+    for name, value, words in [
+            ('EPOCH', 4, "'EPOCH' is not known. Did you mean EPOCHS"), ('EPOCHS', 'x', 'a number'),
+            ('RATE', '1e-4', 'write 1.0e-4'), ('PAIR', [1], '2 values'), ('FLAG', 1, 'true or false'),
+            ('EPOCHS', True, 'a number'), ('PAIR', [1, 'x'], 'a number')]:
+        with pytest.raises(config.ConfigError, match=words):
+            config.set_constants(module, {'RATE': 9., name: value} if name != 'RATE' else {name: value})
+        assert module.RATE == .1  # all or nothing
+
+
+@pytest.mark.parametrize('content, words', [
+    ('net: [', 'is no YAML'),
+    ('- 1', 'names with values'),
+    ('nets: {}', "'nets' is not known. Did you mean net"),
+    ('net: {update: sgd, update: adam}', 'line 1: update is there twice'),
+    ('net: !!python/object/apply:os.system ["echo"]', 'is no YAML'),
+])
+def test_files_that_are_something_else(tmp_path, content, words):
+    with pytest.raises(config.ConfigError, match=words) as raised:
+        read(tmp_path, content)
+    assert 'experiment.yaml' in str(raised.value)
+
+
+@pytest.mark.parametrize('net, words', [
+    ("{max_epoch: 3}", "'max_epoch' is not known. Did you mean max_epochs"),
+    ("{update: adamm}", 'Did you mean adam'),
+    ("{update: sgd, update_momentum: 0.9}", "'update_momentum' is not known"),
+    ("{update_learning_rate: 1e-4}", 'write 1.0e-4'),
+    ("{layers: []}", 'a list is needed'),
+    ("{layers: [{type: InputLayer}]}", r'layers\[0\]: a layer needs a name'),
+    ("{layers: [{name: a, type: Conv2dLayer}]}", r'\(a\).*Did you mean Conv2DLayer'),
+    ("{layers: [{name: a, type: DenseLayer, num_unit: 3}]}", r'\(a\).*Did you mean num_units'),
+    ("{layers: [{name: a, type: DenseLayer, nonlinearity: relu}]}", "'relu' is not known"),
+    ("{layers: [{name: a, type: DenseLayer, W: {Normal: {sd: 1}}}]}", "'sd' is not known"),
+    ("{batch_iterator_train: {AffineBatchIterator: {batch_size: 8, scale: [2, 1]}}}", 'no range'),
+    ("{batch_iterator_train: {AffineBatchIterator: {scale: [1, 1]}}}", 'batch_size'),
+    ("{batch_iterator_train: FlipBatchIterator}", "'FlipBatchIterator' is not known"),
+])
+def test_nets_that_are_wrong(tmp_path, net, words):
+    described = read(tmp_path, 'net: ' + net)['net']
+    with pytest.raises(config.ConfigError, match=words):
+        config.net_settings(described)
+
+
+SMALL = """
+constants: {{MAX_EPOCHS: 2, BATCH_SIZE: 16, AUGMENT: faces, MONITOR: true, EVAL_SIZE: 0.25,
+            FTRAIN: {0}/training.csv, FTEST: {0}/test.csv}}
+net:
+  layers:
+  - {{name: input, type: InputLayer, shape: [null, 1, 96, 96]}}
+  - {{name: conv1, type: Conv2DLayer, num_filters: 3, filter_size: [5, 5], stride: [4, 4]}}
+  - {{name: output, type: DenseLayer, num_units: 30, nonlinearity: null}}
+  objective_l2: 0.0001
+"""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    from test_make_faces import make_faces
+    folder = tmp_path_factory.mktemp('faces')
+    make_faces.write_csvs(str(folder), 120, 8)
+    (folder / 'experiment.yaml').write_text(SMALL.format(folder))
+    return folder
+
+
+def run(folder, *words):
+    return subprocess.run([sys.executable, os.path.join(os.path.dirname(kfkd.__file__), 'kfkd.py')]
+                          + list(words), cwd=str(folder), stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True)
+
+
+def test_kfkd_runs_an_experiment(folder):
+    """Another net, augmented and monitored, through kfkd's command line."""
+    done = run(folder, '--config', 'experiment.yaml', 'fit')
+    assert done.returncode == 0, done.stderr
+    assert '47718 learnable parameters' in done.stdout  # 3x25+3 + 3x23x23x30+30
+    net = kfkd.load_nets(str(folder / 'net.pickle'))
+    assert len(net.train_history_) == 2 and net.objective_l2 == 1e-4
+    assert isinstance(net.batch_iterator_train, kfkd.AffineFaceBatchIterator)
+    assert net.batch_iterator_train.scale == (1 / 1.12, 1.12)
+    for name in 'activations', 'gradients', 'updates':
+        assert len(net.train_history_[0][name]) == 1
+
+
+def test_kfkd_names_the_fault(folder):
+    (folder / 'wrong.yaml').write_text('constants: {MAX_EPOCH: 2}')
+    done = run(folder, '--config', 'wrong.yaml', 'fit')
+    assert done.returncode == 1
+    assert done.stderr == ("kfkd.py: wrong.yaml: 'MAX_EPOCH' is not known. Did you mean "
+                           "MAX_EPOCHS?\n")
+
+
+def test_kfkds_own_constants_come_back(folder, monkeypatch):
+    """`python -m beyond.config` writes what kfkd reads: the deck's net and its constants."""
+    monkeypatch.chdir(folder)
+    assert config.main(['deck.yaml']) == 0
+    assert len((folder / 'deck.yaml').read_text().splitlines()) < 50
+    experiment = config.read('deck.yaml')
+    assert experiment['constants']['LEARNING_RATE'] == list(kfkd.LEARNING_RATE)
+    config.set_constants(types.ModuleType('other'), {})
+    model = config.changed(kfkd.build_net(), experiment['net'])
+    model.initialize_layers()
+    assert sum(param.get_value().size for param in model.get_all_params()) == 16561502
+    before = kfkd.build_net()
+    assert [type(handler) for handler in model.on_epoch_finished] == [
+        type(handler) for handler in before.on_epoch_finished]
