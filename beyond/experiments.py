@@ -1,0 +1,722 @@
+"""The experiments of part 2 of the deck: each is one command and ends with a figure and a verdict.
+
+    python -m beyond.experiments overfit-tiny          one of the names below, or several, or all
+    python -m beyond.experiments augmentation --faces data/training.csv --epochs 100
+
+{experiments}
+
+They take a minute or two each: small nets, and faces that are drawn unless --faces names a file in
+the contest's format.  Figures are written into the folder you are in.  The verdict is computed from
+the numbers, whatever they say; the seed is fixed.
+
+`check_overfitting` and `check_regularisation` are sanity checks for any net of nolearn.
+"""
+import argparse
+import importlib.util
+import os
+import pickle
+import sys
+import tempfile
+import time
+from collections import OrderedDict
+
+import kfkd
+import lasagne
+import numpy as np
+import theano
+from lasagne import init, layers, nonlinearities, updates
+from matplotlib import pyplot
+from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
+from nolearn.lasagne import visualize
+from sklearn.datasets import load_digits
+
+from . import curves, monitors, nets, pictures
+from .augmentation import PRESETS, AffineBatchIterator
+
+SEED = 0
+EXPERIMENTS = OrderedDict()
+BLACK, BLUE, RED, GREEN = '#000000', '#0072B2', '#D55E00', '#009E73'
+
+
+def experiment(function):
+    """List a function as an experiment, under its name with - for _."""
+    EXPERIMENTS[function.__name__.replace('_', '-')] = function
+    return function
+
+
+# ---------------------------------------------------------------------------------------- tools
+
+def faces(rows, fname=None, standardise=True, size=96):
+    """Load faces with all 15 points.
+
+    Parameters
+    ----------
+    rows : int
+        The first so many, after shuffling; fewer where there are no more.
+    fname : str, optional
+        A training.csv in the contest's format; faces are drawn if not given.
+    standardise : bool
+        Pixels of mean 0 and deviation 1, in [0, 1] otherwise.
+    size : int
+        Height and width: 96 or what divides it.  Smaller faces are means of pixels.
+
+    Returns
+    -------
+    X : ndarray of float32, shape (n, 1, size, size)
+    y : ndarray of float32, shape (n, 30), in [-1, 1]
+    """
+    if fname:
+        kfkd.FTRAIN = fname
+        X, y = kfkd.load2d()
+    else:
+        spec = importlib.util.spec_from_file_location(
+            'make_faces', os.path.join(kfkd.DATA, 'make_faces.py'))
+        make_faces = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(make_faces)
+        images, labels = make_faces.draw_faces(rows)
+        X, y = images[:, None] / np.float32(255), (labels - 48) / np.float32(48)
+    X, y = X[:rows], y[:rows]
+    step = 96 // size
+    X = X.reshape(len(X), 1, size, step, size, step).mean(axis=(3, 5))
+    if standardise:
+        X = (X - X.mean()) / X.std()
+    return X.astype(np.float32), y.astype(np.float32)
+
+
+class Progress(object):
+    """Print every few seconds how far a training is, what it has reached, and the time left."""
+    def __init__(self, label, epochs, every=10):
+        self.label, self.epochs, self.every = label, epochs, every
+        self.printed = time.time()
+        self.first = None
+
+    def __call__(self, nn, train_history):
+        self.first = self.first or len(train_history)
+        done = len(train_history) - self.first + 1
+        # The first epoch tells little: Theano compiles in it.
+        if time.time() < self.printed + self.every or not 1 < done < self.epochs:
+            return
+        self.printed = time.time()
+        left = np.median([row['dur'] for row in train_history[1:][-9:]]) * (self.epochs - done)
+        print('# {}: epoch {} of {}, loss {:.5f}, at most {} left'.format(
+            self.label, done, self.epochs, train_history[-1]['train_loss'], kfkd.hms(left)))
+
+
+def train(net, X, y, epochs, label):
+    """Train a net of nolearn and tell what came of it; return its history."""
+    net.max_epochs = epochs
+    progress = Progress(label, epochs)
+    net.on_epoch_finished.append(progress)
+    net.fit(X, y)
+    net.on_epoch_finished.remove(progress)
+    if len(net.train_history_) < epochs:
+        raise KeyboardInterrupt  # nolearn takes Ctrl-C for a normal end
+    last = net.train_history_[-1]
+    print('{}: training loss {:.5f}, validation loss {:.5f} after {} epochs of {:.2f} s.'.format(
+        label, last['train_loss'], last['valid_loss'], epochs,
+        np.median([row['dur'] for row in net.train_history_[1:] or net.train_history_])))
+    return net.train_history_
+
+
+def seeded(build, *args, **kwargs):
+    """Build a net whose weights and dropout depend on SEED alone."""
+    lasagne.random.set_rng(np.random.RandomState(SEED))
+    return build(*args, **kwargs)
+
+
+def pixels(train_history, name='valid_loss'):
+    """RMSE of each epoch, in pixels."""
+    return 48 * np.sqrt([row[name] for row in train_history])
+
+
+def best(train_history, last=5):
+    """Mean validation RMSE of the last epochs, in pixels: steadier than the last one."""
+    return float(pixels(train_history)[-last:].mean())
+
+
+def guess(y, eval_size=.2):
+    """RMSE of always answering the mean of the training labels, in pixels."""
+    held = len(y) // int(round(1 / eval_size))  # nolearn's TrainSplit keeps the first fold
+    return float(48 * np.sqrt(np.mean((y[:held] - y[held:].mean(axis=0)) ** 2)))
+
+
+def curves_of(histories, title, ylim=None, mean_face=None):
+    """Draw learning curves of several nets: solid validation, dashed training, RMSE in pixels."""
+    fig, axis = pyplot.subplots(figsize=(8, 5), layout='constrained')
+    for (name, history), color in zip(histories.items(), [BLACK, BLUE, RED, GREEN]):
+        epochs = np.arange(1, len(history) + 1)
+        axis.plot(epochs, pixels(history), color=color, linewidth=2, label=name)
+        axis.plot(epochs, pixels(history, 'train_loss'), '--', color=color, alpha=.6)
+    if mean_face:
+        axis.axhline(mean_face, color='gray', linestyle=':', label='the mean face')
+    axis.plot([], [], '--', color='gray', label='dashed: training')
+    axis.set_xlabel('epoch')
+    axis.set_ylabel('RMSE (pixels)')
+    axis.set_ylim(bottom=0, top=ylim)
+    axis.set_title(title)
+    axis.grid(alpha=.4)
+    axis.legend()
+    return fig
+
+
+# ---------------------------------------------------------------------- slide "Starting Tips"
+
+def check_overfitting(net, X, y, rows=10, epochs=300, factor=1000):
+    """Sanity check: a net must be able to learn a few rows by heart.
+
+    Parameters
+    ----------
+    net : NeuralNet
+        Not trained yet; it is trained, without validation and without other handlers.
+    X, y : ndarray
+        The first `rows` are learned.
+    epochs : int
+    factor : float
+        The loss must fall by so much.
+
+    Returns
+    -------
+    passed : bool
+    verdict : str
+        With what the monitors say if it did not pass.
+    """
+    net.train_split = TrainSplit(0)
+    net.on_batch_finished, net.on_epoch_finished = [], []
+    for monitor in (monitors.ActivationMonitor, monitors.GradientMonitor, monitors.UpdateMonitor):
+        monitor(every=max(epochs // 10, 1), size=rows).attach(net)
+    history = train(net, X[:rows], y[:rows], epochs, 'overfit {} rows'.format(rows))
+    losses = np.array([row['train_loss'] for row in history])
+    fall = losses[0] / losses[-1]
+    passed = bool(fall >= factor)
+    verdict = 'The loss of {} rows fell by a factor of {:,.0f} in {} epochs, from {:.2e} to {:.2e}'
+    verdict = verdict.format(rows, fall, epochs, losses[0], losses[-1])
+    if passed:
+        return True, verdict + ': the net can learn.'
+    return False, '{}; {:,.0f} is the least to ask for. {}'.format(
+        verdict, factor, ' '.join(monitors.verdict(history)))
+
+
+@experiment
+def overfit_tiny(epochs=600, fname=None):
+    """Learn ten faces by heart: the loss must fall by orders of magnitude."""
+    X, y = faces(10, fname)
+    net = seeded(nets.starter_net, (None, 1, 96, 96), 30)
+    passed, verdict = check_overfitting(net, X, y, epochs=epochs)
+    fig, axis = pyplot.subplots(figsize=(7, 4.4), layout='constrained')
+    axis.plot(np.arange(1, epochs + 1), pixels(net.train_history_, 'train_loss'), color=BLUE)
+    axis.set_yscale('log')
+    axis.set_xlabel('epoch')
+    axis.set_ylabel('RMSE on the ten faces (pixels)')
+    axis.set_title('Overfitting a tiny subset: ' + ('passed' if passed else 'NOT passed'))
+    axis.grid(alpha=.4)
+    return {'overfit-tiny': fig}, verdict
+
+
+def check_regularisation(net, X, y, epochs, l2=(0, 1e-4, 1e-3, 1e-2), l1=(0, 1e-5, 1e-4, 1e-3),
+                         dropout=(0, .2, .5, .8)):
+    """Sanity check: more regularisation, a larger training loss.
+
+    The net is compiled once; its weights start the same each time.
+
+    Parameters
+    ----------
+    net : NeuralNet
+        Not trained yet.  Where it has DropoutLayers, all of them are set.
+    X, y : ndarray
+    epochs : int
+        Of each training.
+    l2, l1, dropout : sequences of float
+        Strengths to try, from small to large, one kind at a time; the others are 0.
+
+    Returns
+    -------
+    dict of str to list of (strength, first training loss, last one, last validation loss)
+        Training losses are those that training sees, penalty and dropout included.
+    """
+    strength = {name: theano.shared(np.float32(0), name) for name in ('l2', 'l1', 'dropout')}
+    net.objective_l2, net.objective_l1 = strength['l2'], strength['l1']
+    # nolearn collects a net's settings from its attributes; it names these two nowhere else.
+    net._kwarg_keys += [key for key in ('objective_l2', 'objective_l1')
+                        if key not in net._kwarg_keys]
+    net.initialize_layers()
+    drops = [layer for layer in net.layers_.values() if isinstance(layer, layers.DropoutLayer)]
+    for layer in drops:
+        layer.p = strength['dropout']
+    net.initialize()
+    start = net.get_all_params_values()
+    momentum = [(shared, shared.get_value()) for shared in net.train_iter_.get_shared()]
+
+    found = OrderedDict()
+    for kind, values in (('l2', l2), ('l1', l1), ('dropout', dropout if drops else ())):
+        for value in values:
+            for shared, original in momentum:
+                shared.set_value(original)
+            for name, params in start.items():
+                for param, original in zip(net.layers_[name].get_params(), params):
+                    param.set_value(original)
+            for other in strength:
+                strength[other].set_value(np.float32(value if other == kind else 0))
+            net.train_history_ = []
+            net.batch_iterator_train.random.seed(SEED)
+            history = train(net, X, y, epochs, '{} {:g}'.format(kind, value))
+            found.setdefault(kind, []).append((value, history[0]['train_loss'],
+                                               history[-1]['train_loss'],
+                                               history[-1]['valid_loss']))
+    return found
+
+
+@experiment
+def regularisation(epochs=8, fname=None, rows=400):
+    """Regularisation up, loss up: l1, l2 and dropout, each from none to much."""
+    X, y = faces(rows, fname, size=48)
+    net = seeded(nets.starter_net, (None, 1, 48, 48), 30, dropout=.5)
+    found = check_regularisation(net, X, y, epochs)
+    fig, axes = pyplot.subplots(1, len(found), figsize=(12, 4.2), layout='constrained', sharey=True)
+    sentences = []
+    for axis, (kind, runs) in zip(axes, found.items()):
+        runs = np.array(runs)
+        place = np.arange(len(runs))
+        axis.plot(place, runs[:, 1], ':', color=BLUE, marker='o', label='training, first epoch')
+        axis.plot(place, runs[:, 2], color=BLUE, marker='o', label='training, epoch {}'.format(epochs))
+        axis.plot(place, runs[:, 3], color=RED, marker='s', label='validation, no penalty in dropout'
+                  if kind == 'dropout' else 'validation, penalty included')
+        axis.set_xticks(place, ['{:g}'.format(value) for value in runs[:, 0]])
+        axis.set_xlabel('strength of {}'.format(kind) if kind != 'dropout' else 'share dropped')
+        axis.set_yscale('log')
+        axis.grid(alpha=.4)
+        rises = (np.diff(runs[:, 2]) > 0).all()
+        sentences.append('{} from {:g} to {:g}: training loss from {:.4f} to {:.4f}, {}'.format(
+            kind, runs[0, 0], runs[-1, 0], runs[0, 2], runs[-1, 2],
+            'up at every step' if rises else 'NOT up at every step'))
+        axis.legend(fontsize='small')
+    axes[0].set_ylabel('loss')
+    fig.suptitle('Regularisation up, loss up')
+    return {'regularisation': fig}, '; '.join(sentences) + '.'
+
+
+@experiment
+def starter(epochs=25, fname=None, rows=1500):
+    """The starter net: three convolutions of 16 filters, to iterate quickly."""
+    X, y = faces(rows, fname)
+    net = seeded(nets.starter_net, (None, 1, 96, 96), 30)
+    history = train(net, X, y, epochs, 'starter net')
+    seconds = np.median([row['dur'] for row in history[1:] or history])
+    verdict = ('{} faces, {:.1f} s an epoch: validation RMSE {:.2f} pixels after {} epochs; the mean '
+               'face gives {:.2f}.'.format(len(X), seconds, best(history), epochs, guess(y)))
+    return {'starter': curves_of({'starter net': history}, 'The starter net', mean_face=guess(y))}, \
+        verdict
+
+
+@experiment
+def vgg(epochs=6, fname=None, rows=64, weights=None):
+    """Fine-tune VGG-16 on faces, from a file of published weights (--weights vgg16.pkl)."""
+    full = weights is not None
+    with tempfile.TemporaryDirectory() as folder:
+        if not full:
+            weights = os.path.join(folder, 'vgg16.pkl')
+            _write_random_weights(weights)
+            print('No --weights: small random ones in the same format take their place.')
+        X, y = faces(rows, fname, standardise=False, size=96 if full else 32)
+        net = seeded(nets.vgg16_net, 30, X.shape[2], hidden=256 if full else 32,
+                     width=1 if full else 1 / 16, regression=True, update_learning_rate=1e-4)
+        loaded = nets.load_vgg16(net, weights)
+    nets.freeze(net, nets.VGG16_CONVOLUTIONS)
+    history = train(net, X, y, epochs, 'VGG-16')
+    verdict = ('{} of 16 layers loaded and {} convolutions kept as they were; training RMSE from '
+               '{:.2f} to {:.2f} pixels in {} epochs of {} faces, validation {:.2f}, the mean face '
+               '{:.2f}.'.format(len(loaded), len(nets.VGG16_CONVOLUTIONS),
+                                pixels(history, 'train_loss')[0], pixels(history, 'train_loss')[-1],
+                                epochs, len(X), pixels(history)[-1], guess(y)))
+    if not full:
+        verdict += ' With random weights this shows that the path works, not what VGG is worth.'
+    return {'vgg': curves_of({'VGG-16, new dense layers': history}, 'Fine-tuning VGG-16')}, verdict
+
+
+def _write_random_weights(fname, width=1 / 16):
+    """Write small random weights as the published ones are written."""
+    random, values, channels = np.random.RandomState(SEED), [], 3
+    for filters in sum(nets.VGG16_BLOCKS, ()):
+        n = int(filters * width)
+        values += [random.normal(0, .7 * (2 / 9 / channels) ** .5, (n, channels, 3, 3)),
+                   np.zeros(n)]
+        channels = n
+    for inputs, n in ((channels * 49, 256), (256, 256), (256, 1000)):
+        values += [random.normal(0, inputs ** -.5, (inputs, n)), np.zeros(n)]
+    with open(fname, 'wb') as f:
+        pickle.dump({'param values': [value.astype(np.float32) for value in values]}, f, 2)
+
+
+# --------------------------------------------------------------------------- slide "Reduce Overfitting"
+
+@experiment
+def augmented_faces(fname=None, columns=8):
+    """Slide "Advanced Augmentation": a row of faces and a row of augmented ones."""
+    X, y = faces(columns, fname, standardise=False)
+    fig, axes = pyplot.subplots(3, columns, figsize=(1.35 * columns, 4.5), layout='constrained')
+    moved = 0
+    for row, (name, preset) in zip(axes, [('original', None), ("preset 'deck'", 'deck'),
+                                          ("preset 'faces'", 'faces')]):
+        Xb, yb = X, y
+        if preset:
+            Xb, yb = AffineBatchIterator(columns, seed=SEED, **PRESETS[preset]).transform(X, y)
+            if preset == 'deck':
+                moved = 48 * np.linalg.norm((yb - y).reshape(len(y), -1, 2), axis=2).mean()
+        for axis, x, points in zip(row, Xb, yb):
+            kfkd.plot_sample(x, points, axis)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        row[0].set_ylabel(name)
+    return {'augmented-faces': fig}, (
+        'With the deck\'s ranges the points of these faces move by {:.0f} pixels on average, '
+        'and all stay in the image.'.format(moved))
+
+
+@experiment
+def augmentation(epochs=60, fname=None, rows=2000):
+    """Slide "Data Augmentation": no augmentation, flips, the preset for faces, the deck's ranges."""
+    X, y = faces(rows, fname)
+    iterators = OrderedDict([
+        ('no augmentation', BatchIterator(32)),
+        ('flips', kfkd.FlipBatchIterator(32, seed=SEED)),
+        ("preset 'faces'", AffineBatchIterator(32, seed=SEED, **PRESETS['faces'])),
+        ("preset 'deck'", AffineBatchIterator(32, seed=SEED, **PRESETS['deck']))])
+    histories = OrderedDict()
+    for name, iterator in iterators.items():
+        net = seeded(nets.starter_net, (None, 1, 96, 96), 30, batch_iterator_train=iterator)
+        histories[name] = train(net, X, y, epochs, name)
+    results = {name: best(history) for name, history in histories.items()}
+    gaps = {name: best(history) / pixels(history, 'train_loss')[-5:].mean()
+            for name, history in histories.items()}
+    verdict = 'Validation RMSE after {} epochs of {} faces: {}; the mean face gives {:.2f}.'.format(
+        epochs, len(X), ', '.join('{} {:.2f} pixels (validation / training {:.2f})'.format(
+            name, value, gaps[name]) for name, value in results.items()), guess(y))
+    first = results['no augmentation']
+    better = [name for name, value in results.items() if value < first]
+    verdict += ' Better than none: {}.'.format(', '.join(better) or 'no one')
+    return {'augmentation': curves_of(histories, 'Augmentation', mean_face=guess(y))}, verdict
+
+
+@experiment
+def dropout(epochs=80, fname=None, rows=500):
+    """Slide "Dropout": the same net without and with it, on few faces."""
+    X, y = faces(rows, fname)
+    histories = OrderedDict()
+    for name, share in (('no dropout', 0), ('dropout 0.5', .5)):
+        net = seeded(nets.starter_net, (None, 1, 96, 96), 30, num_units=400, dropout=share)
+        histories[name] = train(net, X, y, epochs, name)
+    a, b = ('{:.2f} pixels ({})'.format(best(history), curves.analyse(history).state)
+            for history in histories.values())
+    ratio = best(histories['dropout 0.5']) / best(histories['no dropout'])
+    verdict = ('Validation RMSE after {} epochs of {} faces: {} without dropout, {} with it: {:.0%} '
+               '{}.'.format(epochs, len(X), a, b, abs(ratio - 1),
+                            'better' if ratio < 1 else 'WORSE: dropout does not help here'))
+    return {'dropout': curves_of(histories, 'Dropout', mean_face=guess(y))}, verdict
+
+
+# ----------------------------------------------------------------- slide "Convergence Challenges"
+
+@experiment
+def normalisation(epochs=25, fname=None, rows=1000):
+    """Slide "Normalization": pixels in [0, 1] against pixels of mean 0 and deviation 1."""
+    histories = OrderedDict()
+    for name, standardise in (('pixels / 255', False), ('mean 0, deviation 1', True)):
+        X, y = faces(rows, fname, standardise)
+        net = seeded(nets.starter_net, (None, 1, 96, 96), 30)
+        histories[name] = train(net, X, y, epochs, name)
+    raw, standard = histories.values()
+    goal = best(raw)
+    reached = np.flatnonzero(pixels(standard) <= goal)
+    verdict = 'Validation RMSE after {} epochs: {:.2f} pixels with pixels / 255, {:.2f} with mean 0 ' \
+        'and deviation 1'.format(epochs, goal, best(standard))
+    if len(reached):
+        verdict += ', which needs {} epochs for what the first reaches in {}.'.format(
+            reached[0] + 1, epochs)
+    else:
+        verdict += ': normalisation does NOT help here.'
+    return {'normalisation': curves_of(histories, 'Normalisation', mean_face=guess(y))}, verdict
+
+
+class OneOverRoot(init.Initializer):
+    r"""The older initialisation of slide "Weight Initialization matters": U(-1/sqrt(n), 1/sqrt(n)).
+
+    n is the number of inputs of a unit.
+    """
+    def sample(self, shape):
+        inputs = shape[0] if len(shape) == 2 else np.prod(shape[1:])
+        return init.Uniform(1 / np.sqrt(inputs)).sample(shape)
+
+
+def deep_net(W, depth=6, units=200, inputs=24, learning_rate=.01):
+    """A net of many tanh layers, as in Glorot and Bengio's experiments, for faces of 24x24."""
+    stack = [(layers.InputLayer, dict(name='input', shape=(None, 1, inputs, inputs)))]
+    stack += [(layers.DenseLayer, dict(name='layer{}'.format(number + 1), num_units=units, W=W(),
+                                       nonlinearity=nonlinearities.tanh)) for number in range(depth)]
+    stack.append((layers.DenseLayer, dict(name='output', num_units=30, W=W(), nonlinearity=None)))
+    return NeuralNet(stack, regression=True, update_learning_rate=learning_rate, update_momentum=.9,
+                     batch_iterator_train=BatchIterator(32), batch_iterator_test=BatchIterator(128),
+                     train_split=TrainSplit(.2))
+
+
+class OutputSpread(object):
+    """Record how much the outputs of a net differ from one input to another (deviation)."""
+    def __init__(self, X):
+        self.X, self.spread = X, []
+
+    def __call__(self, nn, train_history):
+        self.spread.append(float(nn.predict(self.X).std(axis=0).mean()))
+
+
+@experiment
+def initialisations(epochs=40, fname=None, rows=1000):
+    """Slides "Weight Initialization matters": U(-1/sqrt(n), 1/sqrt(n)) against Glorot."""
+    X, y = faces(rows, fname, size=24)
+    unit = 48 * (y - y.mean(axis=0)).std()  # pixels
+    y = (y - y.mean(axis=0)) * 48 / unit    # deviation 1, as Glorot's outputs have
+    fig, axes = pyplot.subplots(3, 2, figsize=(10, 10.5), layout='constrained', sharex='row')
+    found = OrderedDict()
+    for column, (name, W) in enumerate((('U(-1/sqrt(n), 1/sqrt(n))', OneOverRoot),
+                                        ('Glorot', init.GlorotUniform))):
+        net = seeded(deep_net, W)
+        spread = OutputSpread(X[:200])
+        net.on_training_started.append(spread)
+        net.on_epoch_finished.append(spread)
+        for monitor in (monitors.ActivationMonitor(every=100, size=100),
+                        monitors.GradientMonitor(every=100, size=100, of='outputs')):
+            monitor.attach(net)
+        history = train(net, X, y, epochs, name)
+        activations = monitors.samples(history, 'activations')[0]['layers']
+        gradients = monitors.samples(history, 'gradients')[0]['layers']
+        hidden = [layer for layer in activations if layer != 'output']
+        for layer, color in monitors.colors_of(hidden).items():
+            monitors.draw_histogram(axes[0, column], activations[layer], color, layer)
+            monitors.draw_histogram(axes[1, column], gradients[layer], color, layer)
+        axes[0, column].set_title(name)
+        axes[0, column].set_xlabel('activation')
+        axes[1, column].set_xlabel('gradient of the loss by the activation')
+        axes[2, column].plot(spread.spread, color=BLUE, label='outputs of the net')
+        axes[2, column].axhline(y.std(axis=0).mean(), color=RED, linestyle=':', label='labels')
+        axes[2, column].set_xlabel('epoch')
+        axes[2, column].legend()
+        found[name] = dict(
+            activation=activations[hidden[-1]]['std'] / activations[hidden[0]]['std'],
+            gradient=gradients[hidden[0]]['norm'] / gradients[hidden[-1]]['norm'],
+            start=spread.spread[0],
+            train=unit * np.sqrt(history[-1]['train_loss']),
+            valid=unit * np.sqrt(history[-1]['valid_loss']))
+    for column in 0, 1:
+        for row in 0, 1:
+            axes[row, column].set_ylabel('density (1 at the highest)')
+        axes[2, column].set_ylabel('deviation from input to input')
+        axes[2, column].set_ylim(0, 1.15 * y.std(axis=0).mean())
+        axes[1, column].ticklabel_format(axis='x', style='sci', scilimits=(0, 0))
+    axes[0, 1].legend(fontsize='small')
+    fig.suptitle('{} tanh layers after the first batch: activations and back-propagated gradients; '
+                 'below, the outputs'.format(len(hidden)))
+    old, glorot = found.values()
+    verdict = (
+        'Layer {n} against layer 1, deviation of the activations: {a[activation]:.3f} with 1/sqrt(n), '
+        '{b[activation]:.2f} with Glorot. Layer 1 against layer {n}, norm of the gradient: '
+        '{a[gradient]:.3f} and {b[gradient]:.2f}. Outputs differ from input to input by '
+        '{a[start]:.3f} and {b[start]:.2f} of the labels\' deviation at the start. RMSE after {epochs} '
+        'epochs, training and validation: {a[train]:.2f} and {a[valid]:.2f} pixels with 1/sqrt(n), '
+        '{b[train]:.2f} and {b[valid]:.2f} with Glorot.'.format(
+            n=len(hidden), a=old, b=glorot, epochs=epochs))
+    visible = old['activation'] < .5 * glorot['activation'] and \
+        old['gradient'] < .5 * glorot['gradient'] and old['start'] < .5 * glorot['start']
+    return {'initialisations': fig}, verdict + (
+        ' The deck\'s effect shows.' if visible else ' The deck\'s effect does NOT show.')
+
+
+@experiment
+def update_rules(epochs=30, fname=None):
+    """Slide "Optimization - Updates": Lasagne's seven update rules on scikit-learn's digits."""
+    X, y = digits()
+    rules = OrderedDict([
+        ('sgd', dict(learning_rate=.1)), ('momentum', dict(learning_rate=.1, momentum=.9)),
+        ('nesterov_momentum', dict(learning_rate=.1, momentum=.9)),
+        ('adagrad', dict(learning_rate=.05)), ('rmsprop', dict(learning_rate=.003)),
+        ('adadelta', dict(learning_rate=1.)), ('adam', dict(learning_rate=.003))])
+    fig, axis = pyplot.subplots(figsize=(8, 5), layout='constrained')
+    last = {}
+    colors = monitors.colors_of(rules)
+    for (name, settings), style in zip(rules.items(), ['-', '--', '-.', ':'] * 2):
+        net = seeded(NeuralNet, [
+            (layers.InputLayer, dict(name='input', shape=(None, 1, 8, 8))),
+            (layers.DenseLayer, dict(name='hidden', num_units=100)),
+            (layers.DenseLayer, dict(name='output', num_units=10,
+                                     nonlinearity=nonlinearities.softmax))],
+            update=getattr(updates, name), batch_iterator_train=BatchIterator(64),
+            train_split=TrainSplit(.2),
+            **{'update_' + key: value for key, value in settings.items()})
+        history = train(net, X, y, epochs, name)
+        losses = [row['train_loss'] for row in history]
+        axis.plot(np.arange(1, epochs + 1), losses, style, linewidth=2, color=colors[name],
+                  label='{} ({})'.format(name, ', '.join('{:g}'.format(value)
+                                                         for value in settings.values())))
+        last[name] = losses[-1], history[-1]['valid_accuracy']
+    axis.set_yscale('log')
+    axis.set_xlabel('epoch')
+    axis.set_ylabel('training loss (cross-entropy)')
+    axis.set_title('Update rules with their learning rate (and momentum), digits')
+    axis.grid(alpha=.4)
+    axis.legend()
+    order = sorted(last, key=last.get)
+    return {'update-rules': fig}, 'Training loss after {} epochs, smallest first: {}.'.format(
+        epochs, ', '.join('{} {:.1e} (accuracy {:.1%})'.format(name, *last[name]) for name in order))
+
+
+# ------------------------------------------------------------- slide "Train / Validation Split"
+
+def digits():
+    """scikit-learn's 1,797 digits: X (n, 1, 8, 8) in [0, 1], y the digit."""
+    X, y = load_digits(return_X_y=True)
+    return (X.reshape(-1, 1, 8, 8) / 16).astype(np.float32), y.astype(np.int32)
+
+
+@experiment
+def classification(epochs=20, fname=None):
+    """The path of a classifier: cross-entropy, StratifiedKFold, label encoder, accuracy."""
+    words = np.array('zero one two three four five six seven eight nine'.split())
+    X, y = digits()
+    net = seeded(nets.starter_net, (None, 1, 8, 8), 10, num_convolutions=2, regression=False,
+                 use_label_encoder=True, verbose=1)
+    history = train(net, X, words[y], epochs, 'digits')
+    X_train, X_valid, y_train, y_valid = net.train_split(X, net.enc_.transform(words[y]), net)
+    found, truth = net.predict(X_valid), net.enc_.inverse_transform(y_valid)
+    shares = np.array([np.bincount(part, minlength=10) / len(part) for part in (y_train, y_valid)])
+    fig, (axis, matrix) = pyplot.subplots(1, 2, figsize=(12, 4.8), layout='constrained')
+    axis.plot(np.arange(1, epochs + 1), [100 * row['valid_accuracy'] for row in history], color=BLUE)
+    axis.set_xlabel('epoch')
+    axis.set_ylabel('validation accuracy (%)')
+    axis.grid(alpha=.4)
+    counts = np.zeros((10, 10), int)
+    np.add.at(counts, (np.searchsorted(net.classes_, truth), np.searchsorted(net.classes_, found)), 1)
+    matrix.imshow(counts, cmap='Greys')
+    for place, count in np.ndenumerate(counts):
+        if count:
+            matrix.text(place[1], place[0], count, ha='center', va='center', fontsize=8,
+                        color='white' if count > counts.max() / 2 else 'black')
+    matrix.set_xticks(range(10), net.classes_, rotation=60)
+    matrix.set_yticks(range(10), net.classes_)
+    matrix.set_xlabel('predicted')
+    matrix.set_ylabel('true')
+    fig.suptitle('Classification of scikit-learn\'s digits')
+    verdict = ('Validation accuracy {:.1%} after {} epochs, {} of {} digits; the shares of the classes '
+               'in training and validation differ by {:.2%} at most.'.format(
+                   (found == truth).mean(), epochs, int((found == truth).sum()), len(truth),
+                   np.abs(np.diff(shares, axis=0)).max()))
+    return {'classification': fig}, verdict
+
+
+# ------------------------------------------------------------------- slides "Monitor Layers' Training"
+
+@experiment
+def monitor(epochs=25, fname=None, rows=800):
+    """Slides "Monitoring ...": activations, gradients, updates of the starter net while it trains."""
+    X, y = faces(rows, fname)
+    net = seeded(nets.starter_net, (None, 1, 96, 96), 30)
+    for kind in monitors.ActivationMonitor, monitors.GradientMonitor, monitors.UpdateMonitor:
+        kind(every=10).attach(net)
+    history = train(net, X, y, epochs, 'starter net')
+    return OrderedDict([
+        ('monitor-activations', monitors.plot_activations(history)),
+        ('monitor-gradients', monitors.plot_gradients(history)),
+        ('monitor-updates', monitors.plot_updates(history)),
+        ('monitor-histograms', monitors.plot_histograms(history))]), \
+        ' '.join(monitors.verdict(history))
+
+
+@experiment
+def weights_and_activity(epochs=25, fname=None, rows=800):
+    """nolearn's pictures of weights and activity, both paths of a batch, and what points hang on."""
+    X, y = faces(rows, fname)
+    net = seeded(nets.starter_net, (None, 1, 96, 96), 30)
+    train(net, X, y, epochs, 'starter net')
+    points = OrderedDict([('left_eye_center', 0), ('nose_tip', 20), ('mouth_left_corner', 22)])
+    figures = OrderedDict([
+        ('paths', pictures.plot_paths(net, X[:32], y[:32])),
+        ('point-saliency', pictures.plot_point_saliency(net, X[:3], points))])
+    for name, draw in (
+            ('conv-weights', lambda: visualize.plot_conv_weights(net.layers_['conv1'])),
+            ('conv-activity', lambda: visualize.plot_conv_activity(net.layers_['conv1'], X[:1])),
+            ('occlusion', lambda: visualize.plot_occlusion(net, X[:2], [0, 0], square_length=9))):
+        draw()
+        figures[name] = pyplot.gcf()
+    # How much of the saliency of a point lies near it?
+    y_x, x_x = np.mgrid[:96, :96]
+    near = []
+    for name, column in points.items():
+        heat = pictures.point_saliency(net, X[:32], (column, column + 1))
+        x, y_ = (48 + 48 * y[:32, column + axis, None, None] for axis in (0, 1))
+        disc = np.hypot(x_x - x, y_x - y_) < 16
+        near.append('{} {:.0%}'.format(name, (heat * disc).sum() / heat.sum()))
+    area = np.pi * 16 ** 2 / 96 ** 2
+    return figures, ('Saliency within 16 pixels of the point, where a uniform one would have {:.0%}: '
+                     '{}.'.format(area, ', '.join(near)))
+
+
+@experiment
+def curve_analysis(epochs=100, fname=None, rows=500):
+    """Slide "Learning Curves Analysis": a curve that converges, one with jitter, one that overfits."""
+    X, y = faces(rows, fname, size=48)
+    runs = OrderedDict([
+        ('small steps', dict(update_learning_rate=.02)),
+        ('large steps', dict(update_learning_rate=.25, batch_iterator_train=BatchIterator(16))),
+        ('150 faces', dict(update_learning_rate=.1, num_units=400))])
+    fig, axes = pyplot.subplots(1, 3, figsize=(15, 4.6), layout='constrained', sharey=True)
+    sentences = []
+    for axis, (name, settings) in zip(axes, runs.items()):
+        net = seeded(nets.starter_net, (None, 1, 48, 48), 30, **settings)
+        some = slice(0, 150 if name == '150 faces' else rows)
+        history = train(net, X[some], y[some], epochs, name)
+        curves.plot_analysis(history, 48, 'pixels', name, axis)
+        sentences.append('{}: {}'.format(name, curves.analyse(history)))
+    axes[0].set_ylim(0, 8)
+    return {'curve-analysis': fig}, ' '.join(sentences)
+
+
+# ------------------------------------------------------------------------------------------ main
+
+def listing():
+    """Names and first lines of the experiments, for the manual."""
+    return '\n'.join('    {:22}{}'.format(name, function.__doc__.split('\n')[0])
+                     for name, function in EXPERIMENTS.items())
+
+
+def main(argv=None):
+    """Run the experiments named on the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog='python -m beyond.experiments', formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__.format(experiments=listing()))
+    parser.add_argument('names', nargs='+', metavar='NAME', choices=list(EXPERIMENTS) + ['all'])
+    parser.add_argument('--faces', metavar='FILE', help='a training.csv; drawn faces if not given')
+    parser.add_argument('--epochs', type=int, help='other than the default of each experiment')
+    parser.add_argument('--rows', type=int, help='faces to use, other than the default')
+    parser.add_argument('--weights', metavar='FILE', help='VGG-16 weights, for vgg')
+    options = parser.parse_args(argv)
+
+    given = dict(epochs=options.epochs, fname=options.faces, rows=options.rows,
+                 weights=options.weights)
+    names = list(EXPERIMENTS) if 'all' in options.names else options.names
+    try:
+        for name in names:
+            function = EXPERIMENTS[name]
+            takes = function.__code__.co_varnames[:function.__code__.co_argcount]
+            start = time.time()
+            figures, verdict = function(**{key: value for key, value in given.items()
+                                           if value is not None and key in takes})
+            for part, fig in figures.items():
+                kfkd.show(fig, part + '.png')
+                pyplot.close(fig)
+            print('{} ({:.0f} s): {}\n'.format(name, time.time() - start, verdict), flush=True)
+    except (OSError, ValueError) as error:  # files that are missing or not what they should be
+        print('beyond.experiments: {}'.format(error), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('beyond.experiments: interrupted', file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
