@@ -14,6 +14,7 @@ TAIL = 0.2              # the last part of the epochs, by which "still falling" 
 FALLING = 0.01          # fall of the validation error in it that counts
 RISING = 0.02           # rise of the validation error above its best that counts
 JITTER = 0.03           # relative scatter from epoch to epoch that counts
+GAP = 1.5               # validation error over training error that is worth a word
 FEWEST = 10             # epochs, to say anything
 
 
@@ -31,7 +32,8 @@ class Analysis(object):
     fall : float
         Relative fall of the smoothed validation error in the last fifth of the epochs.
     rise : float
-        Rise of the smoothed validation error at the end above its lowest, relative.
+        Rise of the smoothed validation error, mean of the last tenth of the epochs, above its
+        lowest, relative.
     jitter : float
         Scatter of the validation error about its smoothed curve, relative: median absolute
         deviation x 1.48 in the second half of the epochs.
@@ -60,13 +62,14 @@ class Analysis(object):
             'converged': 'Converged: since epoch {s.since} of {s.epochs} the validation error is '
                          'within {f:.0%} of its lowest.',
             'overfitting': 'Overfitting since epoch {s.since} of {s.epochs}: the validation error '
-                           'rose by {s.rise:.1%} from its lowest while the training error fell; '
-                           'at the end it is {s.gap:.2f} times as large. More data, augmentation, '
-                           'dropout, or stop there.',
+                           'rose by {s.rise:.1%} from its lowest while the training error fell.',
             'unstable': 'Unstable since epoch {s.since} of {s.epochs}: the validation error rose by '
                         '{s.rise:.1%} from its lowest, and the training error did not fall. Lower '
                         'the learning rate.',
         }[self.state].format(s=self, f=FALLING)
+        if self.gap > GAP:
+            text += (' At the end it is {:.1f} times the training error: more data, augmentation or '
+                     'dropout would help.'.format(self.gap))
         if self.jitters:
             text += (' Jitter: it scatters by {:.1%} from epoch to epoch; a lower learning rate or '
                      'larger batches smooth it.'.format(self.jitter))
@@ -107,7 +110,8 @@ def analyse(train_history):
     best = int(smooth.argmin())
     scatter = ((valid - smooth) / smooth)[epochs // 2:]
     found = Analysis(
-        None, epochs, best_epoch=best + 1, rise=smooth[-1] / smooth[best] - 1,
+        None, epochs, best_epoch=best + 1,
+        rise=smooth[-max(epochs // 10, 3):].mean() / smooth[best] - 1,
         fall=1 - smooth[-1] / smooth[-max(int(TAIL * epochs), 2)],
         jitter=1.4826 * float(np.median(np.abs(scatter - np.median(scatter)))),
         gap=smooth[-1] / smooth_train[-1])

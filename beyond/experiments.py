@@ -197,7 +197,7 @@ def check_overfitting(net, X, y, rows=10, epochs=300, factor=1000):
 
 
 @experiment
-def overfit_tiny(epochs=600, fname=None):
+def overfit_tiny(epochs=300, fname=None):
     """Learn ten faces by heart: the loss must fall by orders of magnitude."""
     X, y = faces(10, fname)
     net = seeded(nets.starter_net, (None, 1, 96, 96), 30)
@@ -611,7 +611,7 @@ def classification(epochs=20, fname=None):
 # ------------------------------------------------------------------- slides "Monitor Layers' Training"
 
 @experiment
-def monitor(epochs=25, fname=None, rows=800):
+def monitor(epochs=30, fname=None, rows=800):
     """Slides "Monitoring ...": activations, gradients, updates of the starter net while it trains."""
     X, y = faces(rows, fname)
     net = seeded(nets.starter_net, (None, 1, 96, 96), 30)
@@ -660,14 +660,15 @@ def curve_analysis(epochs=100, fname=None, rows=500):
     """Slide "Learning Curves Analysis": a curve that converges, one with jitter, one that overfits."""
     X, y = faces(rows, fname, size=48)
     runs = OrderedDict([
-        ('small steps', dict(update_learning_rate=.02)),
-        ('large steps', dict(update_learning_rate=.25, batch_iterator_train=BatchIterator(16))),
-        ('150 faces', dict(update_learning_rate=.1, num_units=400))])
+        ('small steps, dropout', dict(update_learning_rate=.0005, dropout=.3)),
+        ('large steps, batches of 8', dict(update_learning_rate=.006,
+                                           batch_iterator_train=BatchIterator(8))),
+        ('few faces', dict(num_units=400))])
     fig, axes = pyplot.subplots(1, 3, figsize=(15, 4.6), layout='constrained', sharey=True)
     sentences = []
     for axis, (name, settings) in zip(axes, runs.items()):
         net = seeded(nets.starter_net, (None, 1, 48, 48), 30, **settings)
-        some = slice(0, 150 if name == '150 faces' else rows)
+        some = slice(0, 120 if name == 'few faces' else rows)
         history = train(net, X[some], y[some], epochs, name)
         curves.plot_analysis(history, 48, 'pixels', name, axis)
         sentences.append('{}: {}'.format(name, curves.analyse(history)))

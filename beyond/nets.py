@@ -14,6 +14,7 @@ import numpy as np
 from lasagne import layers
 from lasagne.init import GlorotUniform
 from lasagne.nonlinearities import rectify, softmax
+from lasagne.updates import adam
 from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
 
 
@@ -40,7 +41,8 @@ def starter_net(input_shape, num_outputs, num_filters=16, num_convolutions=3, nu
     Returns
     -------
     NeuralNet
-        For regression, unless ``regression=False``: then for classes, with softmax.
+        For regression, unless ``regression=False``: then for classes, with softmax.  It learns
+        faces with Adam, where Nesterov's momentum needs many epochs to leave the mean face.
     """
     regression = settings.setdefault('regression', True)
     stack = [('input', layers.InputLayer)]
@@ -64,7 +66,7 @@ def starter_net(input_shape, num_outputs, num_filters=16, num_convolutions=3, nu
         hidden_nonlinearity=nonlinearity, output_num_units=num_outputs,
         output_nonlinearity=None if regression else softmax,
         batch_iterator_train=BatchIterator(32), batch_iterator_test=BatchIterator(128),
-        train_split=TrainSplit(.2), update_learning_rate=.05, update_momentum=.9), **settings))
+        train_split=TrainSplit(.2), update=adam, update_learning_rate=.001), **settings))
 
 
 # --------------------------------------------------------------------------------------- VGG-16

@@ -43,8 +43,15 @@ def test_overfitting_since(turn):
     found = analyse(history(2 - EPOCH / 200., valid * noise(.003)))
     assert found.state == 'overfitting'
     assert abs(found.since - turn) <= 12
-    assert found.rise == pytest.approx(((N - turn) / 100.) ** 2, rel=.2)
+    end = ((np.arange(181, 201) - turn) / 100.) ** 2
+    assert found.rise == pytest.approx(end.mean(), rel=.1)
     assert 'Overfitting since epoch {} of 200'.format(found.since) in str(found)
+
+
+def test_gap():
+    found = analyse(history(FALLS / 3, FALLS))
+    assert found.state == 'converged' and 'it is 3.0 times the training error' in str(found)
+    assert 'training error' not in str(analyse(history(FALLS * .9, FALLS)))
 
 
 def test_rising_without_learning_is_no_overfitting():

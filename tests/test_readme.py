@@ -24,6 +24,20 @@ def test_slides_point_to_their_lines():
         assert line == anchor and int(line) in there, '{}: see line {}'.format(code, there)
 
 
+def test_slides_of_part_2_point_to_their_code():
+    table = README.split('<!-- slides of part 2 -->')[1].split('<!-- end of slides of part 2 -->')[0]
+    rows = re.findall(r'^\| .* \| `(.*?)` \| \[.*?\]\((.*?)\) \|(.*)\|$', table, flags=re.M)
+    assert len(rows) == table.count('\n') - 3
+    with open(os.path.join(ROOT, 'beyond', 'experiments.py')) as f:
+        experiments = f.read()
+    for code, name, commands in rows:
+        with open(os.path.join(ROOT, name)) as f:
+            assert code in f.read(), '{} is not in {}'.format(code, name)
+        for command in re.findall(r'-m beyond\.experiments ([\w-]+)', commands):
+            function = 'def {}('.format(command.replace('-', '_'))
+            assert '@experiment\n' + function in experiments, command
+
+
 def test_files_named_are_there():
     for name in re.findall(r'\]\(((?!http)[^)#]+)', README):
         assert os.path.exists(os.path.join(ROOT, name)), name

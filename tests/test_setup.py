@@ -70,7 +70,7 @@ def test_package_is_pips_own(name, version):
 def test_requirements_are_pinned_and_met():
     """Each line of the requirements names one version, which is the one these tests run with."""
     from packaging.requirements import Requirement
-    for name in ('requirements.txt', 'requirements-build.txt',
+    for name in ('requirements.txt', 'requirements-build.txt', 'requirements-beyond.txt',
                  os.path.join('tests', 'requirements.txt')):
         with open(os.path.join(ROOT, name)) as f:
             lines = [line.partition('#')[0].strip() for line in f]
