@@ -438,7 +438,10 @@ def train_batches():
     if AUGMENT not in PRESETS:
         raise DataError('AUGMENT is None or one of {}, not {!r}.'.format(
             ', '.join(map(repr, PRESETS)), AUGMENT))
-    return AffineFaceBatchIterator(BATCH_SIZE, seed=SEED, **PRESETS[AUGMENT])
+    try:
+        return AffineFaceBatchIterator(BATCH_SIZE, seed=SEED, **PRESETS[AUGMENT])
+    except ImportError as error:
+        raise DataError('AUGMENT = {!r}: {}.'.format(AUGMENT, error))
 
 
 # ------------------------------------------------- slide "Adjusting Learning Rate & Momentum"

@@ -140,7 +140,8 @@ class AffineBatchIterator(BatchIterator):
     Raises
     ------
     ValueError
-        For a range that is none, and in `transform` for flip_indices that the labels do not have.
+        For a range that is none, and in `transform` for flip_indices that the labels do not have or
+        images of another shape.
     ImportError
         If OpenCV is not installed.
     """
@@ -175,6 +176,9 @@ class AffineBatchIterator(BatchIterator):
 
     def transform(self, Xb, yb):
         Xb, yb = super().transform(Xb, yb)
+        if Xb.ndim != 4:
+            raise ValueError('Images have the shape (n, channels, height, width), not {}: load them '
+                             'with load2d, or reshape them.'.format(Xb.shape))
         half = np.array(Xb.shape[:1:-1]) / 2  # (x, y)
         middle = half if self.middle is None else np.full(2, float(self.middle))
 
@@ -296,7 +300,7 @@ def warp(images, matrices, middle, border='replicate'):
     sources = np.concatenate([inverse, shift[:, :, None]], axis=2)
 
     warped = np.empty(images.shape, images.dtype)
-    for image, source, target in zip(images, sources, warped):
+    for image, source, target in zip(np.ascontiguousarray(images), sources, warped):
         for plane, out in zip(image, target):
             cv2.warpAffine(plane, source, plane.shape[::-1], out,
                            cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, border)
@@ -343,5 +347,5 @@ def _opencv():
     try:
         import cv2
     except ImportError:
-        raise ImportError('Augmentation needs OpenCV: pip install -r requirements-beyond.txt')
+        raise ImportError('augmentation needs OpenCV: pip install -r requirements-beyond.txt')
     return cv2

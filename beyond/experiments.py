@@ -278,7 +278,7 @@ def regularisation(epochs=8, fname=None, rows=400):
         place = np.arange(len(runs))
         axis.plot(place, runs[:, 1], ':', color=BLUE, marker='o', label='training, first epoch')
         axis.plot(place, runs[:, 2], color=BLUE, marker='o', label='training, epoch {}'.format(epochs))
-        axis.plot(place, runs[:, 3], color=RED, marker='s', label='validation, no penalty in dropout'
+        axis.plot(place, runs[:, 3], color=RED, marker='s', label='validation, nothing dropped'
                   if kind == 'dropout' else 'validation, penalty included')
         axis.set_xticks(place, ['{:g}'.format(value) for value in runs[:, 0]])
         axis.set_xlabel('strength of {}'.format(kind) if kind != 'dropout' else 'share dropped')

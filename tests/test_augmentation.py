@@ -287,6 +287,15 @@ def test_settings_that_make_no_sense(settings, words):
         AffineBatchIterator(128, **settings)
 
 
+def test_images_of_another_shape():
+    with pytest.raises(ValueError, match=r'\(n, channels, height, width\), not \(2, 9216\)'):
+        AffineBatchIterator(2).transform(np.zeros((2, 9216), 'f4'), None)
+    X, y = dots(4, np.random.RandomState(13))
+    reversed_ = AffineBatchIterator(4, flip_indices=()).transform(X[::-1, :, ::-1, ::-1], y)[0]
+    again = AffineBatchIterator(4, flip_indices=()).transform(X[::-1, :, ::-1, ::-1].copy(), y)[0]
+    np.testing.assert_array_equal(reversed_, again)
+
+
 def test_labels_of_odd_number():
     with pytest.raises(ValueError, match='3 columns'):
         AffineBatchIterator(2, flip=0).transform(
