@@ -8,7 +8,8 @@
     beyond.config         an experiment as a YAML file
     beyond.experiments    the experiments of the slides, one command each
 
-All of it works on any NeuralNet of nolearn; nothing here knows kfkd.py, but for the experiments that
-train on faces.  requirements-beyond.txt lists the packages that it needs beside requirements.txt.
+All of it works on any NeuralNet of nolearn; nothing here knows kfkd.py, but for the experiments
+that train on faces.  requirements-beyond.txt lists the packages that it needs beside
+requirements.txt.
 """
 import theano_today  # noqa: F401  (before theano)

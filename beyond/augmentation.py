@@ -82,9 +82,9 @@ class AffineBatchIterator(BatchIterator):
 
     .. math:: p' = R(\theta)\, H(\phi)\, \mathrm{diag}(\pm s \sqrt{r},\ s / \sqrt{r})\; p + t
 
-    with rotation :math:`R`, shear :math:`H` (x grows by :math:`y \tan\phi`), scale :math:`s`, stretch
-    :math:`r`, mirror :math:`\pm` and translation :math:`t`, all drawn anew for each image and each
-    epoch.  Each image is interpolated once.
+    with rotation :math:`R`, shear :math:`H` (x grows by :math:`y \tan\phi`), scale :math:`s`,
+    stretch :math:`r`, mirror :math:`\pm` and translation :math:`t`, all drawn anew for each image
+    and each epoch.  Each image is interpolated once.
 
     Parameters
     ----------
@@ -107,9 +107,11 @@ class AffineBatchIterator(BatchIterator):
     outside : {'resample', 'nan', 'keep'}
         What to do about maps that move a point out of the image.  'resample' (default): draw all of
         that image's map again, up to `tries` times; an image that never fits is only mirrored, if
-        its first map said so.  Large scales become rarer.  'nan': the target becomes NaN; needs the
-        loss `squared_error_of_known`.  'keep': the target lies outside [-1, 1], a position that the
-        net cannot see.  Points that are outside in the original are no reason to draw again.
+        its first map said so.  The deck's ranges move a point out of 23 % of the faces, so large
+        scales become rarer; the preset for upright faces, out of 0.1 %.  'nan': the target becomes
+        NaN; needs the loss `squared_error_of_known`.  'keep': the target lies outside [-1, 1], a
+        position that the net cannot see.  Points that are outside in the original are no reason
+        to draw again.
     border : {'replicate', 'reflect', 'constant'}
         What appears where the image ends: its last pixel (default), its mirror image, or 0.
     middle : float, optional
@@ -129,13 +131,14 @@ class AffineBatchIterator(BatchIterator):
     47.5 and the labels about 48: its mirrored faces lie one pixel off their labels, which is right
     only for labels measured from the edge of the image: ``middle=47.5``.)
 
-    Labels `y` of shape (n, 2k) of float are x and y of k points in turn, in [-1, 1]; any others, the
-    classes of a classifier for example, stay as they are.  A point without a label, NaN, stays so.
+    Labels `y` of shape (n, 2k) of float are x and y of k points in turn, in [-1, 1]; any others,
+    the classes of a classifier for example, stay as they are.  A point without a label, NaN, stays
+    so.
 
-    OpenCV's ``warpAffine`` does the work, with linear interpolation: as exact as SciPy, scikit-image
-    and NumPy code, and three to ten times faster (tests/benchmarks/augmentation.py).  There is no
-    filter against aliasing: up to the deck's largest shrinkage, 1 / 1.8, one changes the error of a
-    photograph by less than 0.1 of 255 grey values.
+    OpenCV's ``warpAffine`` does the work, with linear interpolation: as exact as SciPy,
+    scikit-image and NumPy code, and three to ten times faster (tests/benchmarks/augmentation.py).
+    There is no filter against aliasing: up to the deck's largest shrinkage, about 1 / 2, one changes
+    the error of a photograph by less than 0.1 of 255 grey values.
 
     Raises
     ------
@@ -177,8 +180,8 @@ class AffineBatchIterator(BatchIterator):
     def transform(self, Xb, yb):
         Xb, yb = super().transform(Xb, yb)
         if Xb.ndim != 4:
-            raise ValueError('Images have the shape (n, channels, height, width), not {}: load them '
-                             'with load2d, or reshape them.'.format(Xb.shape))
+            raise ValueError('Images have the shape (n, channels, height, width), not {}: load '
+                             'them with load2d, or reshape them.'.format(Xb.shape))
         half = np.array(Xb.shape[:1:-1]) / 2  # (x, y)
         middle = half if self.middle is None else np.full(2, float(self.middle))
 
@@ -332,8 +335,8 @@ def _range(name, values, above=-np.inf, below=np.inf):
     if not (np.isfinite([low, high]).all() and above < low <= high < below):
         raise ValueError('{} = {!r} is no range from a lowest to a highest value{}.'.format(
             name, values, ''.join(
-                ' {} {:g}'.format(word, limit) for word, limit in (('above', above), ('below', below))
-                if np.isfinite(limit))))
+                ' {} {:g}'.format(word, limit)
+                for word, limit in (('above', above), ('below', below)) if np.isfinite(limit))))
     return low, high
 
 

@@ -113,8 +113,8 @@ def read(fname):
 def set_constants(module, constants, fname='constants'):
     """Set constants of a module such as kfkd, whose names are in capitals.
 
-    A value must be of the kind of the one it replaces: a number, true or false, text, a list as long
-    as the tuple.  What replaces None may be anything.
+    A value must be of the kind of the one it replaces: a number, true or false, text, a list as
+    long as the tuple.  What replaces None may be anything.
 
     Raises
     ------
@@ -415,7 +415,8 @@ def main(argv):
     text = io.StringIO()
     paths = [name for name, value in vars(kfkd).items()
              if isinstance(value, str) and value.startswith(kfkd.DATA)]  # of this machine
-    write(text, describe_constants(kfkd, paths + ['RED']), describe_net(kfkd.net, DECIDED_BY_CONSTANTS))
+    write(text, describe_constants(kfkd, paths + ['RED']),
+          describe_net(kfkd.net, DECIDED_BY_CONSTANTS))
     with kfkd.replacing(argv[0]) as f:
         f.write(text.getvalue().encode())
     print('Wrote {}.'.format(argv[0]))

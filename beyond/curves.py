@@ -63,13 +63,13 @@ class Analysis(object):
                          'within {f:.0%} of its lowest.',
             'overfitting': 'Overfitting since epoch {s.since} of {s.epochs}: the validation error '
                            'rose by {s.rise:.1%} from its lowest while the training error fell.',
-            'unstable': 'Unstable since epoch {s.since} of {s.epochs}: the validation error rose by '
-                        '{s.rise:.1%} from its lowest, and the training error did not fall. Lower '
-                        'the learning rate.',
+            'unstable': 'Unstable since epoch {s.since} of {s.epochs}: the validation error rose '
+                        'by {s.rise:.1%} from its lowest, and the training error did not fall. '
+                        'Lower the learning rate.',
         }[self.state].format(s=self, f=FALLING)
         if self.gap > GAP:
-            text += (' At the end it is {:.1f} times the training error: more data, augmentation or '
-                     'dropout would help.'.format(self.gap))
+            text += (' At the end it is {:.1f} times the training error: more data, augmentation '
+                     'or dropout would help.'.format(self.gap))
         if self.jitters:
             text += (' Jitter: it scatters by {:.1%} from epoch to epoch; a lower learning rate or '
                      'larger batches smooth it.'.format(self.jitter))

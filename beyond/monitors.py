@@ -7,18 +7,18 @@
     plot_activations(net.train_history_).savefig('activations.png')
     print('\n'.join(verdict(net.train_history_)))
 
-"Monitoring activation and gradients across layers and training iterations is a powerful investigation
-tool": X. Glorot, Y. Bengio, "Understanding the difficulty of training deep feedforward neural
-networks", AISTATS 2010.  The ratio of updates to weights is from A. Karpathy's CS231n notes, which
-like to see it near 1e-3.
+"Monitoring activation and gradients across layers and training iterations is a powerful
+investigation tool": X. Glorot, Y. Bengio, "Understanding the difficulty of training deep
+feedforward neural networks", AISTATS 2010.  The ratio of updates to weights is from A. Karpathy's
+CS231n notes, which like to see it near 1e-3.
 
-Every `every` batches a monitor takes one sample; the samples of an epoch go to its row of the history
-under `activations`, `gradients` and `updates`, as a list of dictionaries::
+Every `every` batches a monitor takes one sample; the samples of an epoch go to its row of the
+history under `activations`, `gradients` and `updates`, as a list of dictionaries::
 
     {'epoch': 2.5, 'batch': 51, 'layers': {'conv1': {'mean': ..., 'std': ..., ...}, ...}}
 
-They are plain numbers and lists, so the history can be pickled or written as JSON.  `samples` collects
-them.  tests/benchmarks/monitors.py measures what they cost.
+They are plain numbers and lists, so the history can be pickled or written as JSON.  `samples`
+collects them.  tests/benchmarks/monitors.py measures what they cost.
 """
 import copy
 
@@ -335,7 +335,7 @@ def series(train_history, name, layer, number):
 # -------------------------------------------------------------------------------------- figures
 
 def colors_of(names):
-    """A colour for each layer, dark (first) to light (last), also in grey and for the colour-blind."""
+    """A colour for each layer, from dark (first) to light (last): readable in grey, too."""
     return dict(zip(names, colormaps['viridis'](np.linspace(0, 0.9, len(names)))))
 
 
@@ -468,8 +468,8 @@ def draw_histogram(axis, described, color, label, nonzero=True):
     if nonzero and described['zeros'] > 0.2:
         counts[(edges[:-1] <= 0) & (edges[1:] >= 0)] = np.nan
     if np.nanmax(counts, initial=0) > 0:
-        axis.plot((edges[:-1] + edges[1:]) / 2, counts / np.nanmax(counts), color=color, label=label,
-                  drawstyle='steps-mid')
+        axis.plot((edges[:-1] + edges[1:]) / 2, counts / np.nanmax(counts), color=color,
+                  label=label, drawstyle='steps-mid')
 
 
 def _weights(found):
@@ -555,7 +555,8 @@ def _judge_gradients(found):
                 for described in sample['layers'].values() if not described['finite']), None)
     if bad:
         return ['exploding: a gradient is not finite at epoch {:.1f}.'.format(bad['epoch'])]
-    norms = {name: value for name, value in _medians(found, 'norm').items() if name in _weights(found)}
+    norms = _medians(found, 'norm')
+    norms = {name: norms[name] for name in _weights(found)}
     first, largest = next(iter(norms)), max(norms, key=norms.get)
     if norms[largest] == 0:
         return ['vanishing: all gradients are 0.']
@@ -573,8 +574,8 @@ def _judge_updates(found):
             lines.append('exploding: an update changes {} by {:.0%} of its norm; 0.1 % is usual.'
                          .format(name, ratios[name]))
         elif ratios.get(name, 1e-3) < STANDING:
-            lines.append('standing still: an update changes {} by {:.1e} of its norm; 1e-3 is usual.'
-                         .format(name, ratios[name]))
+            lines.append('standing still: an update changes {} by {:.1e} of its norm; 1e-3 is '
+                         'usual.'.format(name, ratios[name]))
     return lines
 
 
@@ -586,6 +587,6 @@ def _judge_loss(losses):
     recent = losses[-max(len(losses) // 5, 2):]
     fall = 1 - np.mean(recent[len(recent) // 2:]) / np.mean(recent[:len(recent) // 2])
     if fall < PLATEAU:
-        return ['plateau: the training loss fell by {:.1%} in the last {} epochs, to {:.3g}.'.format(
-            fall, len(recent), losses[-1])]
+        return ['plateau: the training loss fell by {:.1%} in the last {} epochs, to {:.3g}.'
+                .format(fall, len(recent), losses[-1])]
     return []

@@ -119,8 +119,8 @@ def vgg16_net(num_outputs=1000, input_size=224, hidden=4096, width=1, **settings
     for block, filters in enumerate(VGG16_BLOCKS, 1):
         for number, num_filters in enumerate(filters, 1):
             stack.append((layers.Conv2DLayer, dict(
-                name='conv{}_{}'.format(block, number), num_filters=max(int(num_filters * width), 1),
-                filter_size=3, pad=1)))
+                name='conv{}_{}'.format(block, number),
+                num_filters=max(int(num_filters * width), 1), filter_size=3, pad=1)))
         stack.append((layers.MaxPool2DLayer, dict(name='pool{}'.format(block), pool_size=2)))
     for name in 'fc6', 'fc7':
         stack.append((layers.DenseLayer, dict(name=name, num_units=hidden)))
@@ -140,15 +140,16 @@ def load_vgg16(net, fname):
     net : NeuralNet
         As `vgg16_net` returns it.
     fname : str
-        What Lasagne's collection of recipes publishes as vgg16.pkl: a pickled dictionary with a list
-        'param values', W and b of the 13 convolutions and fc6 to fc8 in turn.  Or an .npz file with
-        these arrays as arr_0, arr_1, ... (`numpy.savez(fname, *values)`).
+        What Lasagne's collection of recipes publishes as vgg16.pkl: a pickled dictionary with a
+        list 'param values', W and b of the 13 convolutions and fc6 to fc8 in turn.  Or an .npz
+        file with these arrays as arr_0, arr_1, ... (`numpy.savez(fname, *values)`).
 
     Returns
     -------
     list of str
-        Names of the layers that have got their weights, filters turned by 180 degrees.  The dense layers keep their own where they
-        have another shape: another size of the images, other units, another task.
+        Names of the layers that have got their weights, filters turned by 180 degrees.  The dense
+        layers keep their own where they have another shape: another size of the images, other
+        units, another task.
 
     Raises
     ------
@@ -191,9 +192,9 @@ def freeze(net, names):
 class _ArraysOnly(pickle.Unpickler):
     """Unpickle nothing but arrays, numbers, strings, lists and dictionaries: no code can run."""
 
-    ALLOWED = {('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', '_reconstruct'),
-               ('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode'),
-               ('numpy.core.multiarray', 'scalar'), ('numpy._core.multiarray', 'scalar')}
+    ALLOWED = {('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode'),
+               ('numpy.core.multiarray', '_reconstruct'), ('numpy.core.multiarray', 'scalar'),
+               ('numpy._core.multiarray', '_reconstruct'), ('numpy._core.multiarray', 'scalar')}
 
     def find_class(self, module, name):
         if (module, name) not in self.ALLOWED:

@@ -34,8 +34,8 @@ def paths(net, X, y):
     Returns
     -------
     dict of str to (ndarray, ndarray)
-        By the layer's name: its output, and the gradient of the loss with respect to it, of the same
-        shape.  Layers that change nothing in this mode (dropout) are left out.
+        By the layer's name: its output, and the gradient of the loss with respect to it, of the
+        same shape.  Layers that change nothing in this mode (dropout) are left out.
     """
     target = net.y_tensor_type('y')
     names = [name for name, layer in net.layers_.items() if not hasattr(layer, 'p')]
@@ -53,8 +53,8 @@ def paths(net, X, y):
 def plot_paths(net, X, y, row=0, maps=4):
     """Draw the forward path (top) and the backward path (bottom) of one image.
 
-    A convolution shows the feature maps with the largest outputs; a dense layer shows all its units as
-    one strip.  Grey is 0 in the backward path; each layer has its own scale, written below it.
+    A convolution shows the feature maps with the largest outputs; a dense layer shows all its units
+    as one strip.  Grey is 0 in the backward path; each layer has its own scale, written below it.
 
     Parameters
     ----------

@@ -20,7 +20,8 @@ from beyond.augmentation import (  # noqa: E402
     squared_error_of_known, warp)
 
 COLUMNS = [column for setting in kfkd.SPECIALIST_SETTINGS for column in setting['columns']]
-STILL = dict(rotation=(0, 0), translation=(0, 0), scale=(1, 1), flip=0, shear=(0, 0), stretch=(1, 1))
+STILL = dict(rotation=(0, 0), translation=(0, 0), scale=(1, 1), flip=0, shear=(0, 0),
+             stretch=(1, 1))
 
 
 def dots(n, random, radius=20):
@@ -89,7 +90,8 @@ def test_matrix_is_the_product_it_says():
 def test_directions_are_as_said():
     def moved(**changes):
         iterator = AffineBatchIterator(1, **dict(STILL, **changes))
-        return move(np.array([[[10., 0], [0, 10]]]), affine_matrices(**iterator.draw(1)))[0].round(3)
+        points = np.array([[[10., 0], [0, 10]]])
+        return move(points, affine_matrices(**iterator.draw(1)))[0].round(3)
     assert moved(rotation=(90, 90)).tolist() == [[0, 10], [-10, 0]]  # y points down: clockwise
     assert moved(scale=(1.5, 1.5)).tolist() == [[15, 0], [0, 15]]
     assert moved(stretch=(1.21, 1.21)).tolist() == [[11, 0], [0, 9.091]]

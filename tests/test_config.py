@@ -82,10 +82,11 @@ def test_constants():
     assert config.describe_constants(module)['PAIR'] == [3, 4]
     for name, value, words in [
             ('EPOCH', 4, "'EPOCH' is not known. Did you mean EPOCHS"), ('EPOCHS', 'x', 'a number'),
-            ('RATE', '1e-4', 'write 1.0e-4'), ('PAIR', [1], '2 values'), ('FLAG', 1, 'true or false'),
-            ('EPOCHS', True, 'a number'), ('PAIR', [1, 'x'], 'a number')]:
+            ('RATE', '1e-4', 'write 1.0e-4'), ('PAIR', [1], '2 values'),
+            ('FLAG', 1, 'true or false'), ('EPOCHS', True, 'a number'),
+            ('PAIR', [1, 'x'], 'a number')]:
         with pytest.raises(config.ConfigError, match=words):
-            config.set_constants(module, {'RATE': 9., name: value} if name != 'RATE' else {name: value})
+            config.set_constants(module, dict({'RATE': 9.}, **{name: value}))
         assert module.RATE == .1  # all or nothing
 
 

@@ -268,7 +268,8 @@ def test_verdicts(word, numbers):
 
 
 def test_verdict_of_health(monitored):
-    healthy = dict(activations={'a': layer(dead=.1, saturated=.1)}, updates={'a.W': dict(ratio=1e-3)},
+    healthy = dict(activations={'a': layer(dead=.1, saturated=.1)},
+                   updates={'a.W': dict(ratio=1e-3)},
                    gradients={'a.W': layer(norm=.2), 'b.W': layer()})
     [line] = verdict(history(**healthy))
     assert line.startswith('Nothing vanishes')

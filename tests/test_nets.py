@@ -29,10 +29,9 @@ def weights(width=WIDTH, size=32, hidden=20, outputs=1000, seed=0):
     return [value.astype(np.float32) for value in values]
 
 
-def write_pickle(path, values, protocol=2, **more):
+def write_pickle(path, values):
     with open(str(path), 'wb') as f:
-        pickle.dump(dict({'param values': values, 'mean value': np.array(nets.VGG_MEAN)}, **more), f,
-                    protocol)
+        pickle.dump({'param values': values, 'mean value': np.array(nets.VGG_MEAN)}, f, 2)
     return str(path)
 
 

@@ -1,13 +1,14 @@
 """How fast and how exact is an affine warp of faces, and how long does training wait for it?
 
-    python tests/benchmarks/augmentation.py                 OpenCV, SciPy, NumPy; scikit-image if there
+    python tests/benchmarks/augmentation.py                 OpenCV, SciPy, NumPy, scikit-image
     python tests/benchmarks/augmentation.py --faces 512 --threads 1
 
-Random maps of the deck's ranges and of the preset for upright faces move drawn faces. "error" is the
-root mean square difference from a reference that is 8 times as fine: cubic splines are evaluated at 8x8
-places of each target pixel and averaged, which is the antialiased picture; in grey values of 255, of
-the pixels at which all methods look inside the image. Times are of one face, in microseconds, the
-median of the rounds; "transform" is a whole batch of AffineBatchIterator, labels included.
+Random maps of the deck's ranges and of the preset for upright faces move drawn faces. "error" is
+the root mean square difference from a reference that is 8 times as fine: cubic splines are
+evaluated at 8x8 places of each target pixel and averaged, which is the antialiased picture; in grey
+values of 255, of the pixels at which all methods look inside the image. Times are of one face, in
+microseconds, the median of the rounds; "transform" is a whole batch of AffineBatchIterator, labels
+included.
 """
 import argparse
 import importlib.util
@@ -45,7 +46,8 @@ def rows_first(source):
 
 
 def scipy_linear(images, matrices):
-    return np.stack([ndimage.affine_transform(image[0], *rows_first(source), order=1, mode='nearest')
+    return np.stack([ndimage.affine_transform(image[0], *rows_first(source), order=1,
+                                              mode='nearest')
                      for image, source in zip(images, sources(matrices))])[:, None]
 
 

@@ -1,12 +1,12 @@
 """What do the monitors of beyond.monitors cost?
 
-    python tests/benchmarks/monitors.py                    the deck's net, all three at their default
+    python tests/benchmarks/monitors.py              the deck's net, all three at their default
     python tests/benchmarks/monitors.py --every 10 --rounds 5
 
-Measured in one process, so that nothing else differs: the time of each training step without a sample,
-and the time of each monitor's sample beside it (UpdateMonitor's copy of the weights included). The
-cost is the sum of the samples over the time of `every` steps. The first step and the first sample
-compile and are not counted.
+Measured in one process, so that nothing else differs: the time of each training step without a
+sample, and the time of each monitor's sample beside it (UpdateMonitor's copy of the weights
+included). The cost is the sum of the samples over the time of `every` steps. The first step and
+the first sample compile and are not counted.
 """
 import argparse
 import os
@@ -47,7 +47,6 @@ def main():
     for _ in range(options.rounds + 1):
         for _ in range(options.steps):
             steps.append(timed(lambda: net.train_iter_(X, y)))
-        # After the last step before a sample UpdateMonitor has its copy: every=1 makes one each time.
         samples.append([timed(lambda: monitor.on_batch_finished(net, [])) for monitor in monitors])
         print('round {}: step {:.0f} ms, samples {} ms'.format(
             len(samples) - 1, 1e3 * steps[-1], ', '.join(
