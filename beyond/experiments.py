@@ -671,7 +671,7 @@ def weights_and_activity(epochs=25, fname=None, rows=800):
 
 @experiment
 def curve_analysis(epochs=100, fname=None, rows=500):
-    """Slide "Learning Curves Analysis": curves that converge, jitter, overfit."""
+    """Slide "Learning Curves Analysis": three trainings, judged and marked."""
     X, y = faces(rows, fname, size=48)
     runs = OrderedDict([
         ('small steps, dropout', dict(update_learning_rate=.0005, dropout=.3)),
