@@ -416,7 +416,7 @@ def main(argv):
     paths = [name for name, value in vars(kfkd).items()
              if isinstance(value, str) and value.startswith(kfkd.DATA)]  # of this machine
     write(text, describe_constants(kfkd, paths + ['RED']),
-          describe_net(kfkd.net, DECIDED_BY_CONSTANTS))
+          describe_net(kfkd.build_net(), DECIDED_BY_CONSTANTS))
     with kfkd.replacing(argv[0]) as f:
         f.write(text.getvalue().encode())
     print('Wrote {}.'.format(argv[0]))
