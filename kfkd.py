@@ -650,6 +650,7 @@ def fit(keep_checkpoint=False):
         odd = sorted(set(columns) ^ set(COLUMNS))[0]
         raise DataError('{} {} the column {!r:.100}: it must have the 30 columns of data/README.md '
                         'and Image.'.format(FTRAIN, 'lacks' if odd in COLUMNS else 'has', odd))
+    check_enough(X)
     plot_faces(X, y, FFACES, '16 training faces and their 15 points')
     lasagne.random.set_rng(np.random.RandomState(SEED))
     net = build_net()
@@ -676,9 +677,7 @@ def train(model, X, y, name):
         If the training ended too early, what to raise when the best weights, which `model` then has,
         have been saved.
     """
-    if len(X) * EVAL_SIZE < 1:
-        raise DataError('{} rows of {} are too few to keep {:.0%} for validation.'.format(
-            len(X), FTRAIN, EVAL_SIZE))
+    check_enough(X)
     stopped = None
     checkpoint = Checkpoint(FCHECKPOINT.format(name=name), model, must_stay(X, y, name),
                             60 * CHECKPOINT_MINUTES)
@@ -699,6 +698,13 @@ def train(model, X, y, name):
     print('Best validation RMSE: {:.3f} pixels, at epoch {}.'.format(
         np.sqrt(best.best_valid) * 48, best.best_valid_epoch))
     return stopped
+
+
+def check_enough(X):
+    """Raise DataError if there are too few faces to keep some for validation."""
+    if len(X) * EVAL_SIZE < 1:
+        raise DataError('{} rows of {} are too few to keep {:.0%} for validation.'.format(
+            len(X), FTRAIN, EVAL_SIZE))
 
 
 def interrupted(model):
@@ -841,11 +847,12 @@ def fit_specialists(fname_pretrain=None, keep_checkpoint=False):
     """
     use_drawn_faces()
     check_writable(FSPECIALISTS)
-    net_pretrain = load_nets(fname_pretrain) if fname_pretrain else None
-    if net_pretrain is not None and not isinstance(net_pretrain, NeuralNet):
-        raise DataError('{} holds no single net: fit_specialists starts from what fit has written.'
-                        .format(fname_pretrain))
-    if net_pretrain is not None:
+    net_pretrain = None
+    if fname_pretrain is not None:
+        net_pretrain = load_nets(fname_pretrain)
+        if not isinstance(net_pretrain, NeuralNet):
+            raise DataError('{} holds no single net: fit_specialists starts from what fit has '
+                            'written.'.format(fname_pretrain))
         with usable(fname_pretrain):
             net_pretrain.get_all_params_values()
             for iterator in (net_pretrain.batch_iterator_train, net_pretrain.batch_iterator_test):
@@ -980,8 +987,8 @@ def look_up(df):
     for found, name, where in ((rows, 'ImageId', FTEST), (columns, 'FeatureName', 'the nets')):
         if (found < 0).any():
             row = (found < 0).argmax()
-            raise DataError('{}, line {}, column {}: {!r} is not in {}.'.format(
-                FLOOKUP, row + 2, name, table[name][row], where))
+            raise DataError('{}, line {}, column {}: {:.100} is not in {}.'.format(
+                FLOOKUP, row + 2, name, repr(table[name][row]), where))
     return pd.DataFrame({'RowId': row_id, 'Location': df.values[rows, columns]})
 
 
@@ -1089,11 +1096,13 @@ def main(argv=None):
                 fit()
             else:
                 globals()[args.step](args.fname)
-    except FileError as error:
-        print('kfkd.py: {}'.format(error), file=sys.stderr)
-        return 1
-    except (MemoryError, OSError) as error:
-        print('kfkd.py: {}'.format(str(error) or 'not enough memory'), file=sys.stderr)
+    except (FileError, MemoryError, OSError) as error:
+        message = ' '.join(str(error).split()) or 'there is not enough memory'
+        if len(message) > 1000:
+            message = message[:500] + ' ... ' + message[-500:]
+        # Names in files may hold anything, such as codes that redraw the terminal.
+        print('kfkd.py: ' + ''.join(c if c.isprintable() else '?' for c in message),
+              file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print('kfkd.py: interrupted', file=sys.stderr)

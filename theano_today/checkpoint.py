@@ -388,7 +388,7 @@ class Checkpoint:
     def _batch_finished(self, net, train_history):
         if self.recorder.replaying:
             if not self.recorder.to_replay:  # that was the last: go on with what was then
-                _set_global_random(self.random, self.arrays)
+                _set_global_random(self.random)
                 self.random = self.arrays = None
             return
         self.begun = True
@@ -520,10 +520,11 @@ class Checkpoint:
                     vars(thing)[name] = _unpack(node, arrays, vars(thing).get(name))
             self.recorder.outputs = _unpack(saved['outputs'], arrays)
             self.recorder.to_replay = len(self.recorder.outputs)
-            _set_global_random(saved['epoch_start']['random'], arrays)
+            _set_global_random([_unpack(node, arrays) for node in saved['epoch_start']['random']])
+            self.random = [_unpack(node, arrays) for node in saved['random']]
         except _STRANGE as error:
             raise self._strange(error) from error
-        self.random, self.saved = saved['random'], None
+        self.saved = None
 
 
 class _Recorder:
@@ -579,14 +580,18 @@ def _set_values(variables, nodes, arrays):
         variable.set_value(new, borrow=True)
 
 
-def _global_random(arrays):
+def _global_streams():
     streams = [np.random.mtrand._rand, lasagne.random.get_rng()]
-    return [_pack(stream, arrays) for stream in streams if isinstance(stream, np.random.RandomState)]
+    return [stream for stream in streams if isinstance(stream, np.random.RandomState)]
 
 
-def _set_global_random(nodes, arrays):
-    for stream, node in zip([np.random.mtrand._rand, lasagne.random.get_rng()], nodes):
-        _unpack(node, arrays, stream)
+def _global_random(arrays):
+    return [_pack(stream, arrays) for stream in _global_streams()]
+
+
+def _set_global_random(streams):
+    for stream, saved in zip(_global_streams(), streams):
+        stream.set_state(saved.get_state())
 
 
 def _settings(net):

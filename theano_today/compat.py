@@ -305,10 +305,11 @@ def _nolearn_pickles(base):
 
 @contextlib.contextmanager
 def _only_shapes_of(saved):
-    """Draw weights only where there are saved ones to replace them.
+    """Make weights only where there are saved ones to be put into them, and draw none.
 
     The settings of a pickled net could otherwise ask for more memory than the machine has.
     """
+    import lasagne.init
     import lasagne.utils
     from theano import Variable
     shapes = [value.shape for values in saved.values() for value in values]
@@ -320,6 +321,7 @@ def _only_shapes_of(saved):
             if shape not in shapes:
                 raise ValueError('weights of shape {} are needed, but not saved'.format(shape))
             shapes.remove(shape)
+            spec = lasagne.init.Constant(0) if callable(spec) else spec
         return original(spec, shape, *args, **kwargs)
 
     lasagne.utils.create_param = create_param
