@@ -3,12 +3,8 @@
     python tests/killable.py DATA
 
 reads runs from standard input, one JSON object a line: folder, argv (of kfkd.py), set (constants of
-kfkd), kill, ...
-
-`kill` says when to send the signal `signum` (SIGKILL): null is never; seconds since the start; "batch":
-when so many training steps are computed as `nth` says; "writing": while the `nth` checkpoint is being
-written.  `full` is the number of a checkpoint at which files may no longer grow beyond 4 kB, as on a full
-disk.  For each run one JSON object is printed: status, killed (time of the kill) and what it printed.
+kfkd), and the other arguments of `run`.  For each run it prints one JSON object: the exit status, the time
+of the kill, what was printed, and the number of training steps.
 
 Each run is forked from this process, which has imported everything: a start takes no time, and nothing
 else is shared.  The environment must have OMP_NUM_THREADS=1, as threads do not survive a fork.
@@ -30,10 +26,13 @@ from lasagne import layers  # noqa: E402
 from nolearn.lasagne import NeuralNet  # noqa: E402
 from theano_today import checkpoint  # noqa: E402
 
-# A line for every training step that was computed: S, its time, the number of labels, epoch and batch;
-# and for every checkpoint: W, when the next one is due, and the same three numbers.  It lies beside the
-# folder of a run, whose disk may be full.
+
 def log(folder):
+    """The file with the steps of the trainings in a folder; beside it, as its disk may be full.
+
+    It has a line for every training step that was computed: S, its time, the number of labels, epoch
+    and batch; and for every checkpoint: W, when the next one is due, and the same three numbers.
+    """
     return os.path.abspath(str(folder)) + '.steps'
 
 
@@ -141,7 +140,20 @@ def child(argv, set, full):
 
 
 def run(argv=(), set={}, kill=None, nth=1, signum=signal.SIGKILL, full=None):
-    """Fork, run kfkd.main there, and send it a signal."""
+    """Fork, run kfkd.main there, and send it a signal.
+
+    Parameters
+    ----------
+    argv : list of str
+    set : dict
+        Constants of kfkd.
+    kill : None, float or str
+        When to send the signal: never; so many seconds from now; 'batch': after `nth` training steps;
+        'writing': while the `nth` checkpoint is being written.
+    signum : int
+    full : int, optional
+        From this checkpoint on, files can no longer grow beyond 4 kB, as on a full disk.
+    """
     start, killed, status, seen, there = time.time(), None, None, 0, False
     before = batches()
     pid = os.fork()

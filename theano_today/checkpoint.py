@@ -305,7 +305,7 @@ class Checkpoint:
 
     def __init__(self, fname, net, settings=(), every=300.):
         self.fname, self.net, self.every = str(fname), net, every
-        self.settings = json.loads(json.dumps(dict(settings)))  # lists for tuples, as in the file
+        self.settings = _as_in_file(dict(settings))
         self.signum, self.finished = None, False
         self.begun = False          # a batch is done: there is something to lose
         self.due = time.monotonic() + every
@@ -327,7 +327,7 @@ class Checkpoint:
                                       'written to {}.'.format(name, self.fname))
         check_writable(self.fname)
         net.initialize()
-        self.net_settings = json.loads(json.dumps(_settings(net)))
+        self.net_settings = _as_in_file(_settings(net))
         self._read()
 
         original = {name: _as_list(getattr(net, name)) for name in HANDLERS}
@@ -609,6 +609,12 @@ def _settings(net):
     settings['weights at the start'] = digest(
         *(param.get_value(borrow=True) for param in net.get_all_params()))
     return settings
+
+
+def _as_in_file(settings):
+    """What the settings will be when they come back from the file: tuples become lists, and so on."""
+    return json.loads(json.dumps(settings, default=lambda value: (
+        value.tolist() if isinstance(value, (np.generic, np.ndarray)) else repr(value))))
 
 
 def _is_plain(value):
