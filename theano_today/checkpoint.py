@@ -624,10 +624,18 @@ def _is_plain(value):
 
 
 def _machine():
+    """What else the last bits of a training depend on."""
+    processor = platform.machine()
+    with contextlib.suppress(OSError), open('/proc/cpuinfo') as f:
+        processor = next((line.split(':')[1].strip() for line in f if line.startswith('model name')),
+                         processor)
+    cores = os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count())
     return {
-        'the number of threads (OMP_NUM_THREADS)': os.environ.get('OMP_NUM_THREADS'),
-        'Python': platform.python_version(), 'NumPy': np.__version__, 'Theano': theano.__version__,
-        'the kind of processor': platform.machine(),
+        'the number of threads (OMP_NUM_THREADS)': os.environ.get('OMP_NUM_THREADS', str(len(cores))),
+        'the version of Python': platform.python_version(),
+        'the version of NumPy': np.__version__,
+        'the version of Theano': theano.__version__,
+        'the processor': processor,
     }
 
 
