@@ -9,6 +9,10 @@
 
     python kfkd.py --config FILE [...]          the same with constants and net of a YAML file
 
+Stop a training when you like (Ctrl-C, kill): the same command goes on where it stopped, from the
+checkpoint that is written every few minutes, and ends in the same net, bit for bit. With --fresh it
+forgets the checkpoint and starts anew.
+
 The data are the CSV files of Kaggle's "Facial Keypoints Detection" in data/ (see data/README.md).
 Without them, faces are drawn into data/faces/ and used instead.
 
@@ -22,11 +26,14 @@ The functions stand in the order of the slides; each names its slide.
 """
 import argparse
 import contextlib
+import csv
+import glob
 import importlib.util
+import inspect
 import os
 import pickle
+import signal
 import sys
-import tempfile
 import time
 import warnings
 from collections import OrderedDict
@@ -52,6 +59,9 @@ from sklearn.utils import shuffle
 
 from beyond.augmentation import PRESETS, AffineBatchIterator
 from beyond.monitors import ActivationMonitor, GradientMonitor, UpdateMonitor
+from theano_today import safe_pickle
+from theano_today.checkpoint import Checkpoint, Diverged, Stopped, digest, stopping_on_signals
+from theano_today.files import FileError, check_writable, open_regular, remove_leftovers, replacing
 
 # ---------------------------------------------------------------------------- constants to edit
 
@@ -74,6 +84,7 @@ NET = None                      # what --config says of the net, other than the 
 STANDARDIZE = False             # inputs with mean 0 and deviation 1: no plateau at the start (False)
 SEED = 42                       # of weights, dropout and flips; same seed, data, threads: same net
 VERBOSE = 1                     # nolearn's: 0 is silent, 1 prints a row an epoch, 2 tells more
+CHECKPOINT_MINUTES = 5          # from one checkpoint of a training to the next
 
 FNET = 'net.pickle'                             # files written, in the folder you are in
 FSPECIALISTS = 'net-specialists.pickle'
@@ -81,6 +92,10 @@ FSUBMISSION = 'submission-{time}.csv'
 FFACES = 'training-faces.png'
 FCURVES = 'learning-curves.png'
 FPREDICTIONS = 'test-predictions.png'
+LARGEST_TABLE = 4e9             # bytes of a CSV file; Kaggle's have 0.24e9
+FCHECKPOINT = 'checkpoint-{name}.npz'           # while there is a training to go on with
+
+TRUSTED = ()                    # classes and functions of your own that pickled nets may refer to
 
 # Without Kaggle's files, these faces are drawn and used, in a run of minutes:
 DRAWN = os.path.join(DATA, 'faces')
@@ -96,8 +111,15 @@ DRAWN_CONSTANTS = {             # constant: (the deck's value, ours for drawn fa
 
 # ------------------------------------------------------------- slide "Data Exploration + Validation"
 
+COLUMNS = tuple(point + axis for point in (
+    'left_eye_center', 'right_eye_center', 'left_eye_inner_corner', 'left_eye_outer_corner',
+    'right_eye_inner_corner', 'right_eye_outer_corner', 'left_eyebrow_inner_end',
+    'left_eyebrow_outer_end', 'right_eyebrow_inner_end', 'right_eyebrow_outer_end', 'nose_tip',
+    'mouth_left_corner', 'mouth_right_corner', 'mouth_center_top_lip', 'mouth_center_bottom_lip',
+) for axis in ('_x', '_y'))
 
-class DataError(ValueError):
+
+class DataError(FileError):
     """A file that cannot be used as it is; the message says which, where, and what to do."""
 
 
@@ -130,33 +152,61 @@ def read_table(fname, columns):
     """
     fname = os.path.expanduser(fname)
     try:
-        table = pd.read_csv(fname)
+        with open_regular(fname) as f:
+            header = check_header(f, fname)
+            with warnings.catch_warnings():
+                # Rows longer than the header; pandas would take their first cells for an index.
+                warnings.simplefilter('error', pd.errors.ParserWarning)
+                table = pd.read_csv(f, index_col=False)
     except FileNotFoundError:
         raise DataError('{} is not there. data/README.md says where to get it.'.format(fname))
-    except (OSError, ValueError) as error:  # ValueError: pandas' parser errors, bad encodings
+    except FileError as error:
+        raise DataError(str(error)) from error
+    except (OSError, ValueError, csv.Error, pd.errors.ParserWarning) as error:
+        # ValueError: pandas' parser errors, bad encodings
         raise DataError('{} cannot be read as a CSV file: {}.'.format(
             fname, str(error).strip().rstrip('.')))
     for name in columns:
         if name not in table.columns:
             raise DataError('{} has no column {}. Its columns are: {}. Is it the right file, '
-                            'separated by commas?'.format(
-                                fname, name, ', '.join(map(str, table.columns[:5]))[:200]))
+                            'separated by commas?'.format(fname, name, repr(header[:5])[1:-1][:200]))
     if table.empty:
         raise DataError('{} has a header but no rows.'.format(fname))
     return table
 
 
+def check_header(f, fname):
+    """Return the names in the first line of an open CSV file; look before pandas takes gigabytes."""
+    size = os.fstat(f.fileno()).st_size
+    if size > LARGEST_TABLE:
+        raise DataError('{} has {:.1f} GB; at most {:.1f} are expected. Is it the right file? '
+                        'LARGEST_TABLE allows more.'.format(fname, size / 1e9, LARGEST_TABLE / 1e9))
+    start = f.read(1 << 20)
+    f.seek(0)
+    if b'\0' in start:
+        raise DataError('{} is not a CSV file: it has zero bytes (another encoding, or binary '
+                        'data). Save it as UTF-8.'.format(fname))
+    if b'\n' not in start and b'\r' not in start and len(start) < size:
+        raise DataError('{} is not a CSV file: its first line does not end.'.format(fname))
+    header = next(csv.reader(start.decode('utf-8-sig', 'replace').splitlines()), [])
+    repeated = [name for name in header if header.count(name) > 1]
+    if repeated:
+        raise DataError('{} has the column {!r} twice.'.format(fname, repeated[0][:100]))
+    return header
+
+
 def numbers(table, name, fname, whole=False):
     """Return a column of `table` as numbers; raise DataError for the first cell that is not one."""
-    column = pd.to_numeric(table[name], errors='coerce')
+    column = pd.to_numeric(table[name].astype(object), errors='coerce').astype(float)
     bad = column.isna() & (table[name].notna() | whole)
     bad |= np.isinf(column)
+    bad |= table[name].map(lambda cell: isinstance(cell, (bool, np.bool_)))  # 1 and 0 to pandas
     if whole:
-        bad |= column != column.round()
+        bad |= (column != column.round()) | (column.abs() > 2 ** 53)
     if bad.any():
         row = bad.idxmax()
-        raise DataError('{}, line {}, column {}: {!r} is not a {}number.'.format(
-            fname, row + 2, name, table[name][row], 'whole ' if whole else ''))
+        raise DataError('{}, line {}, column {}: {:.100} is not a {}number.'.format(
+            fname, row + 2, name, repr(table[name][row]), 'whole ' if whole else ''))
     return column.astype(int) if whole else column
 
 
@@ -189,6 +239,10 @@ def read_faces(fname):
         df[name] = numbers(df, name, fname, whole=name == 'ImageId')
     repeated = df.duplicated()
 
+    order = [name for name in COLUMNS if name in df.columns]
+    if set(order) == set(df.columns[:-1]):  # the mirrored pairs are known by their places
+        df = df[order + ['Image']]
+
     no_image = ~df['Image'].map(lambda image: isinstance(image, str))
     if no_image.any():
         raise DataError('{}, line {}: there is no image.'.format(fname, no_image.idxmax() + 2))
@@ -198,6 +252,11 @@ def read_faces(fname):
         row = (lengths != 96 * 96).idxmax()
         raise DataError('{}, line {}, column Image: {} pixels could be read, 96x96 = 9216 are '
                         'needed.'.format(fname, row + 2, lengths[row]))
+
+    finite = df['Image'].map(lambda image: np.isfinite(image).all())
+    if not finite.all():
+        raise DataError('{}, line {}, column Image: there is a pixel that is no number.'.format(
+            fname, (~finite).idxmax() + 2))
 
     odd = df['Image'].map(lambda im: not (im.min() >= 0 and im.max() <= 255))
     report(fname, odd, 'pixels outside 0..255')
@@ -211,13 +270,19 @@ def read_faces(fname):
 
 
 def parse_image(text):
-    """Return the numbers in a string as an array, up to the first thing that is not a number."""
-    with warnings.catch_warnings():  # NumPy warns of such a thing; the caller counts the pixels
-        warnings.simplefilter('ignore')
+    """Return the numbers in a string as an array, up to the first thing that is not a number.
+
+    If there is such a thing after 96x96 numbers, it counts as one more.
+    """
+    with warnings.catch_warnings(record=True) as caught:  # NumPy warns of such a thing
+        warnings.simplefilter('always')
         # Whole numbers, as in Kaggle's files, are read ten times faster as such.
-        image = np.fromstring(text, sep=' ', dtype=np.int32)
-        if len(image) != 96 * 96:
+        image = np.fromstring(text, sep=' ', dtype=np.int64)
+        if caught or len(image) != 96 * 96:
+            caught.clear()
             image = np.fromstring(text, sep=' ', dtype=np.float32)
+            if caught and len(image) == 96 * 96:
+                return np.append(image, np.float32(np.nan))
         small = image.astype(np.uint8)  # a quarter of the memory
         return small if (small == image).all() else image
 
@@ -335,33 +400,6 @@ def show(fig, fname):
         pyplot.close(fig)
     else:
         pyplot.show(block=False)
-
-
-@contextlib.contextmanager
-def replacing(fname):
-    """Open a file to be written that takes its name only when it is whole."""
-    folder = os.path.dirname(os.path.abspath(fname))
-    try:
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=os.path.basename(fname) + '.')
-    except OSError as error:
-        raise DataError('{} cannot be written: {}.'.format(fname, error.strerror))
-    try:
-        with os.fdopen(handle, 'wb') as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
-        os.replace(temporary, fname)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        raise
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 # ---------------------------------------------- slides "Batch" and "Horizontal Flip Perturbation"
@@ -623,8 +661,14 @@ net = build_net()
 
 # --------------------------------------------------------------------------------- slide "Fit"
 
-def fit():
+def fit(keep_checkpoint=False):
     """Train the net on all 30 labels and write it to FNET.
+
+    Parameters
+    ----------
+    keep_checkpoint : bool
+        Leave the checkpoint there in the end, so that calling `fit` again gives the same net at once:
+        for programs with further steps that may be stopped.
 
     Returns
     -------
@@ -632,34 +676,68 @@ def fit():
         Also kept as the module's `net`.
     """
     global net
+    check_writable(FNET)
     X, y = load2d()
+    columns = tuple(read_faces(FTRAIN).columns[:-1])
+    if columns != COLUMNS:
+        odd = sorted(set(columns) ^ set(COLUMNS))[0]
+        raise DataError('{} {} the column {!r:.100}: it must have the 30 columns of data/README.md '
+                        'and Image.'.format(FTRAIN, 'lacks' if odd in COLUMNS else 'has', odd))
+    check_enough(X)
     plot_faces(X, y, FFACES, '16 training faces and their 15 points')
     lasagne.random.set_rng(np.random.RandomState(SEED))
     net = build_net()
-    net.columns_ = tuple(read_faces(FTRAIN).columns[:-1])
+    net.columns_ = columns
     net.output_num_units = y.shape[1]
     if STANDARDIZE:
         for iterator in (net.batch_iterator_train, net.batch_iterator_test):
             iterator.fit_pixels(X)
-    train(net, X, y)
+    stopped = train(net, X, y, 'net')
     save(net, FNET)
-    raise_if_interrupted(net)
+    if stopped:
+        raise stopped
+    if not keep_checkpoint:
+        remove_checkpoints('net')
     return net
 
 
-def train(model, X, y):
-    """Fit `model`, and tell the outcome."""
-    if len(X) * EVAL_SIZE < 1:
-        raise DataError('{} rows of {} are too few to keep {:.0%} for validation.'.format(
-            len(X), FTRAIN, EVAL_SIZE))
-    model.fit(X, y)
+def train(model, X, y, name):
+    """Fit `model`, going on from its checkpoint if there is one, and tell the outcome.
+
+    Returns
+    -------
+    None or exception
+        If the training ended too early, what to raise when the best weights, which `model` then has,
+        have been saved.
+    """
+    check_enough(X)
+    stopped = None
+    checkpoint = Checkpoint(FCHECKPOINT.format(name=name), model, must_stay(X, y, name),
+                            60 * CHECKPOINT_MINUTES)
+    try:
+        with checkpoint:
+            model.fit(X, y)
+        if checkpoint.signum:
+            stopped = Stopped(checkpoint.signum)
+        elif interrupted(model):
+            stopped = KeyboardInterrupt()
+    except Diverged as error:
+        stopped = DataError('{}. {}'.format(error, why_diverged(model)))
     if not model.train_history_:
-        raise KeyboardInterrupt  # within the first epoch: there is nothing to keep
-    if interrupted(model):
+        raise stopped  # within the first epoch: there is nothing to keep
+    if stopped:
         restore_best_weights(model, model.train_history_)  # nolearn calls no handler then
     best = early_stopping(model)
     print('Best validation RMSE: {:.3f} pixels, at epoch {}.'.format(
         np.sqrt(best.best_valid) * 48, best.best_valid_epoch))
+    return stopped
+
+
+def check_enough(X):
+    """Raise DataError if there are too few faces to keep some for validation."""
+    if len(X) * EVAL_SIZE < 1:
+        raise DataError('{} rows of {} are too few to keep {:.0%} for validation.'.format(
+            len(X), FTRAIN, EVAL_SIZE))
 
 
 def interrupted(model):
@@ -667,10 +745,36 @@ def interrupted(model):
     return not early_stopping(model).stopped and len(model.train_history_) < model.max_epochs
 
 
-def raise_if_interrupted(model):
-    """Let Ctrl-C end the whole program, after what there is has been saved."""
-    if interrupted(model):
-        raise KeyboardInterrupt
+def must_stay(X, y, name):
+    """What a training can only go on with when it has not changed."""
+    names = ['AUGMENT', 'BATCH_SIZE', 'EVAL_SIZE', 'LEARNING_RATE', 'MOMENTUM', 'NET', 'PATIENCE', 'SEED',
+             'STANDARDIZE', 'MAX_EPOCHS' if name == 'net' else 'SPECIALIST_SAMPLES']
+    settings = {constant: globals()[constant] for constant in names}
+    settings['the faces in ' + os.path.basename(FTRAIN)] = digest(X)
+    settings['the labels in ' + os.path.basename(FTRAIN)] = digest(y)
+    return settings
+
+
+def why_diverged(model):
+    """Name what has most likely made the loss NaN or infinite: a row of FTRAIN or LEARNING_RATE."""
+    df = read_faces(FTRAIN)
+    far = {name: (df[name] - 48).abs() for name in df.columns[:-1]}
+    far['Image'] = df['Image'].map(lambda image: np.abs(image.astype(float)).max())
+    name = max(far, key=lambda name: far[name].max())
+    if far[name].max() > 1000:  # ten times the size of the image
+        row = far[name].idxmax()
+        value = far[name][row] if name == 'Image' else df[name][row]
+        return 'Most likely the cause is {}, line {}, column {}: {:g}. Mend or remove that row.'.format(
+            FTRAIN, row + 2, name, value)
+    return 'Most likely the learning rate, now {:g}, is too high: lower LEARNING_RATE, {}.'.format(
+        float(model.update_learning_rate.get_value()), LEARNING_RATE)
+
+
+def remove_checkpoints(*names):
+    """Remove the checkpoints of these trainings: 'net', 'specialist-1', ... ; of all without names."""
+    for name in names or ['net', 'specialist-*']:
+        for fname in glob.glob(FCHECKPOINT.format(name=name)):
+            os.remove(fname)
 
 
 def save(nets, fname):
@@ -681,17 +785,26 @@ def save(nets, fname):
 
 
 def load_nets(fname):
-    """Unpickle what `save` has written; only from files you trust, as pickles run code."""
+    """Unpickle what `save` has written.  No code that a stranger has put into the file is run.
+
+    Nets may refer to the classes of Lasagne and nolearn, of this module, of `build_net`'s net as it is
+    now, and to TRUSTED.
+    """
+    trusted = [AdjustVariable, EarlyStopping, TimeLeft, FaceBatchIterator, FlipBatchIterator,
+               AffineFaceBatchIterator, ActivationMonitor, GradientMonitor, UpdateMonitor]
+    for name, value in vars(build_net()).items():
+        if name.startswith(('on_', 'batch_iterator_', 'train_split')):
+            for part in value if isinstance(value, list) else [value]:
+                trusted.append(part if inspect.isfunction(part) else type(part))
     try:
-        with open(os.path.expanduser(fname), 'rb') as f:
-            return pickle.load(f)
+        with open_regular(fname) as f:
+            return safe_pickle.load(f, trusted + list(TRUSTED))
     except FileNotFoundError:
         raise DataError('{} is not there: run the steps before this one, or name the file.'
                         .format(fname))
-    except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError,
-            IndexError, KeyError, TypeError, ValueError) as error:
-        raise DataError('{} is not a file of nets that this program has written: {}'.format(
-            fname, error))
+    except pickle.UnpicklingError as error:
+        raise DataError('{} is not a file of nets that this program has written: {}. Classes of your '
+                        'own belong in TRUSTED.'.format(fname, error))
 
 
 # ------------------------------------------------------------------ slide "Fine Tune Pre-Trained"
@@ -748,7 +861,7 @@ SPECIALIST_SETTINGS = [
 # its net has other than the first one.
 
 
-def fit_specialists(fname_pretrain=None):
+def fit_specialists(fname_pretrain=None, keep_checkpoint=False):
     """Fine-tune a net for each group of columns and write all to FSPECIALISTS.
 
     A specialist sees more faces than the first net, as it needs fewer columns to be filled.
@@ -758,6 +871,8 @@ def fit_specialists(fname_pretrain=None):
     fname_pretrain : str, optional
         A net to start from, as `fit` writes it.  Its weights are taken over wherever the shapes
         match: all but the output layer.
+    keep_checkpoint : bool
+        As in `fit`.
 
     Returns
     -------
@@ -765,10 +880,18 @@ def fit_specialists(fname_pretrain=None):
         Specialists by their columns.
     """
     use_drawn_faces()
-    net_pretrain = load_nets(fname_pretrain) if fname_pretrain else None
-    if net_pretrain is not None and not isinstance(net_pretrain, NeuralNet):
-        raise DataError('{} holds no single net: fit_specialists starts from what fit has written.'
-                        .format(fname_pretrain))
+    check_writable(FSPECIALISTS)
+    net_pretrain = None
+    if fname_pretrain is not None:
+        net_pretrain = load_nets(fname_pretrain)
+        if not isinstance(net_pretrain, NeuralNet):
+            raise DataError('{} holds no single net: fit_specialists starts from what fit has '
+                            'written.'.format(fname_pretrain))
+        with usable(fname_pretrain):
+            net_pretrain.get_all_params_values()
+            for iterator in (net_pretrain.batch_iterator_train, net_pretrain.batch_iterator_test):
+                iterator.pixel_mean, iterator.pixel_std = map(
+                    np.float32, (iterator.pixel_mean, iterator.pixel_std))
 
     specialists = OrderedDict()
     for number, setting in enumerate(SPECIALIST_SETTINGS, 1):
@@ -797,21 +920,35 @@ def fit_specialists(fname_pretrain=None):
                 iterator.fit_pixels(X)
 
         print("Training model for columns {} for {} epochs".format(cols, model.max_epochs))
-        train(model, X, y)
-        raise_if_interrupted(model)
+        stopped = train(model, X, y, 'specialist-{}'.format(number))
+        if stopped:
+            raise stopped
         specialists[cols] = model
 
     save(specialists, FSPECIALISTS)
+    if not keep_checkpoint:
+        remove_checkpoints('specialist-*')
     return specialists
+
+
+@contextlib.contextmanager
+def usable(fname):
+    """Tell that the nets of a file are to blame for any error in the block."""
+    try:
+        yield
+    except Exception as error:  # a net's attributes may be anything
+        raise DataError('{} holds a net that cannot be used ({}: {}).'.format(
+            fname, type(error).__name__, str(error).strip().split('\n')[0][:200])) from error
 
 
 def specialists_from(fname):
     """Return the nets of a file as a dictionary by columns, also when it holds the first net."""
     nets = load_nets(fname)
-    if isinstance(nets, NeuralNet) and hasattr(nets, 'columns_'):
+    if isinstance(nets, NeuralNet) and isinstance(vars(nets).get('columns_'), tuple):
         return OrderedDict([(nets.columns_, nets)])
     if not isinstance(nets, dict) or not nets or not all(
-            isinstance(model, NeuralNet) for model in nets.values()):
+            isinstance(model, NeuralNet) and isinstance(cols, tuple) and cols
+            for cols, model in nets.items()):
         raise DataError('{} holds no nets that fit or fit_specialists has written.'.format(fname))
     return nets
 
@@ -838,7 +975,10 @@ def predict(fname_specialists='net-specialists.pickle'):
     y_pred = np.empty((X.shape[0], 0))
     columns = ()
     for cols, model in specialists.items():
-        y_pred1 = model.predict(X)
+        with usable(fname_specialists):
+            y_pred1 = model.predict(X)
+            if y_pred1.shape != (len(X), len(cols)) or not np.isfinite(y_pred1).all():
+                raise ValueError('it does not answer with {} numbers a face'.format(len(cols)))
         y_pred = np.hstack([y_pred, y_pred1])
         columns += tuple(cols)
 
@@ -873,18 +1013,29 @@ def look_up(df):
     """Pick from the predictions `df`, ImageId by column, what FLOOKUP asks for."""
     table = read_table(FLOOKUP, ['RowId', 'ImageId', 'FeatureName'])
     row_id, image_id = (numbers(table, name, FLOOKUP, whole=True) for name in ('RowId', 'ImageId'))
+    if row_id.duplicated().any():
+        row = row_id.duplicated().idxmax()
+        raise DataError('{}, line {}, column RowId: {} is there twice.'.format(
+            FLOOKUP, row + 2, row_id[row]))
     rows, columns = df.index.get_indexer(image_id), df.columns.get_indexer(table['FeatureName'])
     for found, name, where in ((rows, 'ImageId', FTEST), (columns, 'FeatureName', 'the nets')):
         if (found < 0).any():
             row = (found < 0).argmax()
-            raise DataError('{}, line {}, column {}: {!r} is not in {}.'.format(
-                FLOOKUP, row + 2, name, table[name][row], where))
+            raise DataError('{}, line {}, column {}: {:.100} is not in {}.'.format(
+                FLOOKUP, row + 2, name, repr(table[name][row]), where))
     return pd.DataFrame({'RowId': row_id, 'Location': df.values[rows, columns]})
 
 
 def score(df):
     """Print the RMSE of the predictions on the true labels, and that of a guess."""
-    labels = read_table(FTESTLABELS, ['ImageId'] + list(df.columns)).set_index('ImageId')
+    labels = read_table(FTESTLABELS, ['ImageId'] + list(df.columns))
+    for name in ['ImageId'] + list(df.columns):
+        labels[name] = numbers(labels, name, FTESTLABELS, whole=name == 'ImageId')
+    labels = labels.drop_duplicates('ImageId').set_index('ImageId')
+    missing = df.index.difference(labels.index)
+    if len(missing):
+        raise DataError('{} has no row for the ImageId {} of {}.'.format(
+            FTESTLABELS, missing[0], FTEST))
     truth = labels.loc[df.index, df.columns].values
     mean = read_faces(FTRAIN)[list(df.columns)].mean().values
     rmse, rmse_of_mean = (np.sqrt(np.nanmean((guess - truth) ** 2)) for guess in (df.values, mean))
@@ -913,10 +1064,11 @@ def plot_learning_curves(fname_specialists='net-specialists.pickle'):
     valid_losses = []
     lowest = 1.0
     for number, (cg, model) in enumerate(models.items()):
-        history = pd.DataFrame(model.train_history_)
-        done = (history.index + 1) * 100. / len(history)
-        valid_loss, train_loss = (np.sqrt(history[name]) * 48
-                                  for name in ('valid_loss', 'train_loss'))
+        with usable(fname_specialists):
+            history = pd.DataFrame(model.train_history_)
+            done = (history.index + 1) * 100. / len(history)
+            valid_loss, train_loss = (np.sqrt(history[name].astype(float)) * 48
+                                      for name in ('valid_loss', 'train_loss'))
         color = COLORS[number % len(COLORS)]
         ax.plot(done, valid_loss, color=color, linewidth=3,
                 label='{} ({}), {} epochs'.format(cg[0], len(cg), len(history)))
@@ -924,7 +1076,7 @@ def plot_learning_curves(fname_specialists='net-specialists.pickle'):
         valid_losses.append(np.interp(share, done, valid_loss))
         lowest = min(lowest, valid_loss.min(), train_loss.min())
 
-    weights = np.array([m.output_num_units for m in models.values()], dtype=float)
+    weights = np.array([len(cg) for cg in models], dtype=float)
     weights /= weights.sum()
     mean_valid_loss = (np.vstack(valid_losses) * weights.reshape(-1, 1)).sum(axis=0)
     if len(models) > 1:
@@ -962,34 +1114,51 @@ def main(argv=None):
     """Run the four steps, or the one named on the command line; return the exit status."""
     parser = argparse.ArgumentParser(
         prog='kfkd.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage='python kfkd.py [-h] [--config FILE] [fit | fit_specialists [NET] | '
+        usage='python kfkd.py [-h] [--config FILE] [--fresh] [fit | fit_specialists [NET] | '
               'plot_learning_curves [NETS] | predict [NETS]]')
     parser.add_argument('--config', help=argparse.SUPPRESS)
+    parser.add_argument('--fresh', action='store_true', help=argparse.SUPPRESS)
     steps = parser.add_subparsers(dest='step', help=argparse.SUPPRESS, metavar='')
     steps.add_parser('fit')
     for name, default in (('fit_specialists', FNET), ('plot_learning_curves', FSPECIALISTS),
                           ('predict', FSPECIALISTS)):
         steps.add_parser(name).add_argument('fname', nargs='?', default=default)
+    for name in 'fit', 'fit_specialists':
+        steps.choices[name].add_argument('--fresh', action='store_true', default=argparse.SUPPRESS)
     args = parser.parse_args(argv)
 
     try:
-        if args.config:
-            configure(args.config)
-        if args.step is None:
-            fit()  # train your first model
-            fit_specialists(FNET)  # train specialists, initialize weights from your first model
-            plot_learning_curves(FSPECIALISTS)
-            predict(FSPECIALISTS)  # make predictions to submit to Kaggle
-        elif args.step == 'fit':
-            fit()
-        else:
-            globals()[args.step](args.fname)
-    except DataError as error:
-        print('kfkd.py: {}'.format(error), file=sys.stderr)
+        with stopping_on_signals():
+            remove_leftovers(*(name.format(time='*', name='*') for name in (
+                FNET, FSPECIALISTS, FSUBMISSION, FFACES, FCURVES, FPREDICTIONS, FCHECKPOINT)))
+            if args.config:
+                configure(args.config)
+            if args.fresh:
+                remove_checkpoints(*{'fit': ['net'], 'fit_specialists': ['specialist-*']}.get(
+                    args.step, []))
+            if args.step is None:
+                # What is done is done: a checkpoint stays until the last step has succeeded.
+                fit(keep_checkpoint=True)  # train your first model
+                # train specialists, initialize weights from your first model
+                fit_specialists(FNET, keep_checkpoint=True)
+                plot_learning_curves(FSPECIALISTS)
+                predict(FSPECIALISTS)  # make predictions to submit to Kaggle
+                remove_checkpoints()
+            elif args.step == 'fit':
+                fit()
+            else:
+                globals()[args.step](args.fname)
+    except (FileError, MemoryError, OSError) as error:
+        message = ' '.join(str(error).split()) or 'there is not enough memory'
+        if len(message) > 1000:
+            message = message[:500] + ' ... ' + message[-500:]
+        # Names in files may hold anything, such as codes that redraw the terminal.
+        print('kfkd.py: ' + ''.join(c if c.isprintable() else '?' for c in message),
+              file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print('kfkd.py: interrupted', file=sys.stderr)
-        return 130
+        return 128 + getattr(error, 'signum', signal.SIGINT)
     if pyplot.get_fignums():  # windows are open: keep them until they are closed
         pyplot.show()
     return 0

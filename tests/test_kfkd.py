@@ -403,7 +403,7 @@ def test_pipeline_from_net_to_submission(files, small_net, monkeypatch, capsys):
 def test_specialist_starts_from_the_first_net(files, small_net, monkeypatch):
     net = kfkd.fit()
     trained = []
-    monkeypatch.setattr(kfkd, 'train', lambda model, X, y: trained.append(
+    monkeypatch.setattr(kfkd, 'train', lambda model, X, y, name: trained.append(
         (model, {k: [v.copy() for v in vs] for k, vs in model.get_all_params_values().items()})))
     monkeypatch.setattr(kfkd, 'interrupted', lambda model: False)
     settings = [dict(setting, kwargs=dict(dropout_p=0.25)) for setting in kfkd.SPECIALIST_SETTINGS]
@@ -465,7 +465,8 @@ class Constant(NeuralNet):
 
 
 @pytest.fixture
-def constant_nets(files):
+def constant_nets(files, monkeypatch):
+    monkeypatch.setattr(kfkd, 'TRUSTED', (Constant,))
     nets = OrderedDict([(('nose_tip_x', 'nose_tip_y'), Constant(3., 2)),
                         (('left_eye_center_x', 'left_eye_center_y'), Constant(0.5, 2))])
     kfkd.save(nets, 'nets.pickle')

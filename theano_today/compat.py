@@ -11,6 +11,7 @@ so a script that needs Theano alone does not pay for importing Lasagne, nolearn 
 import builtins
 import collections
 import collections.abc
+import contextlib
 import copy
 import importlib.abc
 import importlib.machinery
@@ -253,6 +254,7 @@ def _nolearn_pickles(base):
     Now it carries settings, history and weights.  Loading neither builds nor compiles anything: the
     layers are built when somebody asks for them.
     """
+    from theano.compile import SharedVariable, shared as shared_variable
     base.theano = _TheanoLate()
     net = base.NeuralNet
     layers = ('layers_', '_output_layers')
@@ -265,15 +267,30 @@ def _nolearn_pickles(base):
             # Layers given as Lasagne objects are a setting; they carry their weights themselves.
             given = isinstance(self.layers[0], base.Layer)
             state['_saved_weights'] = {} if given else self.get_all_params_values()
+        training = state.pop('_training', None)  # a Checkpoint at work: leave out what it has added
+        if training is not None:
+            del state['train_loop']
+            state.update((name, value) for name, value in training.original.items()
+                         if name not in functions)
+        # A pickled shared variable (the learning rate) would carry its container and the source
+        # lines that made it.
+        shared = {name: value.get_value() for name, value in state.items()
+                  if isinstance(value, SharedVariable)}
+        if shared:
+            state.update(dict.fromkeys(shared), _shared=shared)  # the names keep their places
         return state
 
     def __setstate__(self, state):
         vars(self).update(state)
+        for name, value in vars(self).pop('_shared', {}).items():
+            # A 0-d array becomes the NumPy scalar that a shared scalar is made from.
+            vars(self)[name] = shared_variable(value[()] if value.ndim == 0 else value)
 
     def __getattr__(self, name):  # called only for what is not there (yet)
         if name in layers and '_saved_weights' in vars(self):
             saved = vars(self).pop('_saved_weights')
-            self.initialize_layers()
+            with _only_shapes_of(saved):
+                self.initialize_layers()
             for layer, values in saved.items():
                 for param, value in zip(self.layers_[layer].get_params(), values):
                     param.set_value(value)
@@ -284,6 +301,34 @@ def _nolearn_pickles(base):
         raise AttributeError('{!r} object has no attribute {!r}'.format(type(self).__name__, name))
 
     net.__getstate__, net.__setstate__, net.__getattr__ = __getstate__, __setstate__, __getattr__
+
+
+@contextlib.contextmanager
+def _only_shapes_of(saved):
+    """Make weights only where there are saved ones to be put into them, and draw none.
+
+    The settings of a pickled net could otherwise ask for more memory than the machine has.
+    """
+    import lasagne.init
+    import lasagne.utils
+    from theano import Variable
+    shapes = [value.shape for values in saved.values() for value in values]
+    original = lasagne.utils.create_param
+
+    def create_param(spec, shape, *args, **kwargs):
+        shape = tuple(shape)
+        if saved and not isinstance(spec, Variable):  # a variable is that of another layer
+            if shape not in shapes:
+                raise ValueError('weights of shape {} are needed, but not saved'.format(shape))
+            shapes.remove(shape)
+            spec = lasagne.init.Constant(0) if callable(spec) else spec
+        return original(spec, shape, *args, **kwargs)
+
+    lasagne.utils.create_param = create_param
+    try:
+        yield
+    finally:
+        lasagne.utils.create_param = original
 
 
 class _TheanoLate:

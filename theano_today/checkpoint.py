@@ -1,0 +1,652 @@
+"""Training that can be stopped at any moment and goes on later, bit for bit.
+
+    with Checkpoint('checkpoint.npz', net, settings):
+        net.fit(X, y)
+
+writes a checkpoint every few minutes, and when the process is told to stop (Ctrl-C, SIGTERM, SIGHUP).
+The same lines in a new process go on from there and end in the same weights and the same history, bit
+for bit, as a training that was never interrupted, given the same packages and number of threads.
+
+Works with any nolearn net.  A checkpoint holds the weights, the state of the update rule, Theano's
+random streams, those of NumPy and Lasagne, the history, and the attributes of handlers and batch
+iterators.
+
+A checkpoint may fall between any two batches.  nolearn keeps the losses of an unfinished epoch in
+local variables, so they are recorded here (`_Recorder`).  To go on in the middle of an epoch, that
+epoch is begun again from the state its batch iterator had at its start; the batches already done are
+drawn again, which brings the iterator to where it was, and answered from the record.
+
+The file is a NumPy archive (.npz, no pickles): arrays named by the BLAKE2 hash of their content, so
+that equal ones are written once, and a JSON text with everything else.
+"""
+import contextlib
+import hashlib
+import io
+import json
+import os
+import platform
+import signal
+import struct
+import sys
+import time
+import types
+import zipfile
+import zlib
+from collections import OrderedDict
+
+import lasagne
+import numpy as np
+import theano
+from nolearn.lasagne import BatchIterator
+
+from .files import FileError, check_writable, open_regular, replacing
+
+__all__ = ['Checkpoint', 'CheckpointError', 'Diverged', 'Stopped', 'digest', 'stopping_on_signals']
+
+VERSION = 1
+LARGEST_STATE = 1 << 25  # bytes of JSON: a hundred times what 3,000 epochs take
+# What comes up where a file holds other things than it should.
+_STRANGE = AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError
+HANDLERS = 'on_training_started', 'on_batch_finished', 'on_epoch_finished', 'on_training_finished'
+SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP')
+           if hasattr(signal, name)]
+
+
+class CheckpointError(FileError):
+    """A checkpoint cannot be used; the message says why and what to do."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has ended the program in good order.  `signum` tells which."""
+
+    def __init__(self, signum):
+        super().__init__(signum)
+        self.signum = signum
+
+
+class Diverged(ArithmeticError):
+    """The loss is no longer a finite number.
+
+    Attributes
+    ----------
+    epoch, batch : int
+        Where, counted from 1; `batch` is None if it was the validation loss.
+    loss : float
+    inputs : tuple of ndarray
+        The batch; empty for the validation loss.
+    """
+
+    def __init__(self, epoch, batch, loss, inputs=()):
+        super().__init__('the {} loss is {} in epoch {}{}'.format(
+            'validation' if batch is None else 'training', loss, epoch,
+            '' if batch is None else ', batch {}'.format(batch)))
+        self.epoch, self.batch, self.loss, self.inputs = epoch, batch, loss, inputs
+
+
+# ------------------------------------------------------------------------------------- signals
+
+@contextlib.contextmanager
+def _handling(handler, signums):
+    """Install a signal handler for a while; one that is ignored (nohup) stays ignored."""
+    previous = {}
+    try:
+        for signum in signums:
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                previous[signum] = signal.signal(signum, handler)
+    except ValueError:  # not the main thread: signals are the business of others
+        pass
+    try:
+        yield
+    finally:
+        for signum, old in previous.items():
+            signal.signal(signum, old)
+
+
+def stopping_on_signals():
+    """Context in which SIGTERM and SIGHUP raise `Stopped`, so that files are left in order."""
+    def stop(signum, frame):
+        raise Stopped(signum)
+    return _handling(stop, SIGNALS[1:])
+
+
+# -------------------------------------------------------------------------- Python values as JSON
+
+def digest(*arrays):
+    """Return the BLAKE2 hash of arrays, their shapes and types, as 32 hexadecimal digits."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        array = np.ascontiguousarray(array)
+        hashed.update('{}{}'.format(array.dtype.str, array.shape).encode())
+        hashed.update(array.reshape(-1).view(np.uint8))
+    return hashed.hexdigest()
+
+
+class _CannotPack(TypeError):
+    pass
+
+
+def _pack(value, arrays):
+    """Return `value` as JSON has it, with its arrays in the dictionary `arrays` by their hash."""
+    if isinstance(value, np.generic) or isinstance(value, np.ndarray) and value.ndim == 0:
+        kind = 'scalar' if isinstance(value, np.generic) else '0-d array'
+        if value.dtype.kind in 'biuf':
+            return {kind: [value.dtype.str, value.item()]}
+    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':
+        # The order of the axes in memory decides which BLAS routine is called, hence the last bits.
+        axes = sorted(range(value.ndim), key=lambda axis: -abs(value.strides[axis]))
+        if not value.transpose(axes).flags.c_contiguous:
+            axes = list(range(value.ndim))
+        value = np.ascontiguousarray(value.transpose(axes))
+        name = digest(value)
+        arrays[name] = value
+        return {'array': [name, axes]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if type(value) in (list, tuple):
+        return {type(value).__name__: [_pack(item, arrays) for item in value]}
+    if type(value) in (dict, OrderedDict):
+        return {type(value).__name__: [[_pack(key, arrays), _pack(item, arrays)]
+                                       for key, item in value.items()]}
+    if isinstance(value, np.random.RandomState):
+        return {'RandomState': _pack(value.get_state(), arrays)}
+    if isinstance(value, np.random.Generator):
+        return {'Generator': _pack(value.bit_generator.state, arrays)}
+    raise _CannotPack(type(value).__name__)
+
+
+def _unpack(node, arrays, old=None):
+    """Undo `_pack`.  Random generators are set in place in `old`, as others may share them."""
+    if not isinstance(node, dict):
+        return node
+    (kind, content), = node.items()
+    if kind == 'scalar':
+        return np.dtype(content[0]).type(content[1])
+    if kind == '0-d array':
+        return np.array(content[1], content[0])
+    if kind == 'array':
+        name, axes = content
+        return arrays[name].copy().transpose(np.argsort(axes))
+    if kind in ('list', 'tuple'):
+        return {'list': list, 'tuple': tuple}[kind](_unpack(item, arrays) for item in content)
+    if kind in ('dict', 'OrderedDict'):
+        return {'dict': dict, 'OrderedDict': OrderedDict}[kind](
+            (_unpack(key, arrays), _unpack(item, arrays)) for key, item in content)
+    state = _unpack(content, arrays)
+    if kind == 'RandomState':
+        old = old if isinstance(old, np.random.RandomState) else np.random.RandomState()
+        if state[0] != 'MT19937' or not 0 <= state[2] <= 624:  # NumPy would read out of bounds
+            raise ValueError('not the state of a RandomState')
+        old.set_state(state)
+        return old
+    if kind == 'Generator':
+        if not isinstance(old, np.random.Generator) or not 0 <= state['state'].get('pos', 0) <= 624:
+            raise ValueError('there is no random Generator to be set')
+        old.bit_generator.state = state
+        return old
+    raise ValueError('unknown kind {!r}'.format(kind))
+
+
+# ----------------------------------------------------------------------------------- the file
+
+def write(fname, state, arrays):
+    """Write a checkpoint: `state` as JSON has it, and the arrays it refers to by their hash."""
+    text = json.dumps(state).encode()
+    with replacing(fname) as f, zipfile.ZipFile(f, 'w', zipfile.ZIP_STORED) as archive:
+        archive.writestr('state-{}.json'.format(_text_digest(text)), text)
+        for name, array in arrays.items():
+            with archive.open(name + '.npy', 'w', force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def read(fname):
+    """Read what `write` has written, and check it against its hashes.
+
+    Returns
+    -------
+    state : dict
+    arrays : dict of str to ndarray
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged or something else.  No code in it is run, and it takes no more
+        memory than its own size.
+    """
+    arrays, state = {}, None
+    try:
+        with open_regular(fname) as f, zipfile.ZipFile(f) as archive:
+            size = os.fstat(f.fileno()).st_size
+            if sum(info.file_size for info in archive.infolist()) > size:
+                raise ValueError('compressed or overlapping members')
+            for info in archive.infolist():
+                data = archive.read(info)
+                name, _, extension = info.filename.rpartition('.')
+                if extension == 'npy':
+                    arrays[name] = _read_array(data)
+                    if digest(arrays[name]) != name:
+                        raise ValueError('an array does not match its hash')
+                else:
+                    if len(data) > LARGEST_STATE or name != 'state-' + _text_digest(data):
+                        raise ValueError('the state does not match its hash')
+                    state = json.loads(data.decode())
+        if not isinstance(state, dict) or state.get('version') != VERSION:
+            raise ValueError('not version {} of the format'.format(VERSION))
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, RuntimeError, SyntaxError, MemoryError, zipfile.BadZipFile,
+            zlib.error, struct.error) + _STRANGE as error:  # RuntimeError: encrypted
+        raise CheckpointError(
+            '{} is no whole checkpoint of this program ({}). Start anew with --fresh, or put the '
+            'right file in its place.'.format(fname, str(error) or type(error).__name__)) from error
+    return state, arrays
+
+
+def _text_digest(text):
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def _read_array(data):
+    """Read an .npy file from bytes; unlike `numpy.load`, never take more memory than it has bytes."""
+    f = io.BytesIO(data)
+    if np.lib.format.read_magic(f) != (1, 0):
+        raise ValueError('an array of another version of the .npy format')
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(f)
+    count = 1
+    for length in shape:
+        count *= length
+    if dtype.kind not in 'biuf' or fortran or count * dtype.itemsize != len(data) - f.tell():
+        raise ValueError('an array whose size is not the one it claims')
+    return np.frombuffer(data, dtype, offset=f.tell()).reshape(shape)
+
+
+# ------------------------------------------------------------------------------- the training
+
+class Checkpoint:
+    """Context in which the training of a nolearn net writes checkpoints and goes on from one.
+
+    Parameters
+    ----------
+    fname : str
+        The file.
+    net : NeuralNet
+        As it is before its training.
+    settings : dict
+        Numbers, strings, and tuples and lists of these, by name: what must be the same for a
+        training to go on.  The net's own settings and its weights at the start are added.
+    every : float
+        Seconds from one checkpoint to the next.  It is more where writing is slow, so that it never
+        takes more than `share` (1 %) of the time.
+
+    Attributes
+    ----------
+    signum : int or None
+        The signal that has ended the training.
+    finished : bool
+        Whether the training has come to its end, now or in an earlier process.  The checkpoint then
+        holds what the net needs to be used, and `fit` does nothing more.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is of other settings, named in the message, or damaged.
+    FileError
+        If the file cannot be written.  The last good checkpoint is still there then.
+    Diverged
+        If the loss becomes NaN or infinite.  No checkpoint is written of such a training.
+
+    Notes
+    -----
+    Attributes of handlers are kept if they are numbers, strings, arrays, random generators, or lists,
+    tuples and dictionaries of these; a message names those that are not.  nolearn's shuffling
+    iterators (``shuffle=True``) reorder the caller's arrays from epoch to epoch, which going on
+    could not repeat; they are refused.  The program's code is not compared.
+    """
+    share = 0.01
+
+    def __init__(self, fname, net, settings=(), every=300.):
+        self.fname, self.net, self.every = str(fname), net, every
+        self.settings = _as_in_file(dict(settings))
+        self.signum, self.finished = None, False
+        self.begun = False          # a batch is done: there is something to lose
+        self.due = time.monotonic() + every
+        self.saved = self.arrays = self.random = None  # what has been read
+        self.reported = set()       # attributes of which it has been said that they are not kept
+
+    def remove(self):
+        """Remove the file, when the results it led to are safe."""
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self.fname)
+
+    # The context ------------------------------------------------------------------------------
+
+    def __enter__(self):
+        net = self.net
+        for name in ('batch_iterator_train', 'batch_iterator_test', 'train_split'):
+            if getattr(getattr(net, name), 'shuffle', False):
+                raise CheckpointError('{} shuffles in place (shuffle=True): its training cannot be '
+                                      'written to {}.'.format(name, self.fname))
+        check_writable(self.fname)
+        net.initialize()
+        self.net_settings = _as_in_file(_settings(net))
+        self._read()
+
+        original = {name: _as_list(getattr(net, name)) for name in HANDLERS}
+        self.handlers = [handler for handlers in original.values()
+                         for handler in map(_owner, handlers) if hasattr(handler, '__dict__')]
+        self.recorder = _Recorder(net, net.train_iter_)
+        vars(net).update(
+            _training=self,  # pickling a net in its training leaves all this out (compat.py)
+            train_iter_=self.recorder,
+            train_loop=self._train_loop,
+            on_training_started=original['on_training_started'] + [self._started],
+            on_batch_finished=[self._unless_replaying(handler)
+                               for handler in original['on_batch_finished']] + [self._batch_finished],
+            on_epoch_finished=original['on_epoch_finished'] + [self._epoch_finished],
+            on_training_finished=original['on_training_finished'] + [self._finished])
+        self.original = dict(original, train_iter_=self.recorder.function)
+        self.signals = _handling(self._on_signal, SIGNALS)
+        self.signals.__enter__()
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self.signals.__exit__(None, None, None)
+        for name in ('_training', 'train_loop'):
+            del vars(self.net)[name]
+        vars(self.net).update(self.original)
+        if self.signum and isinstance(error, Exception) and \
+                not isinstance(error, (FileError, Diverged)):
+            # A Ctrl-C in the terminal ends the compilers that Theano has started, too.
+            raise Stopped(self.signum) from error
+
+    def _on_signal(self, signum, frame):
+        again, self.signum = self.signum, signum
+        if again or not self.begun:
+            raise Stopped(signum)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print('\n# Stopping after this batch. Once more stops at once and loses what {} does not '
+                  'have.'.format(self.fname), file=sys.stderr, flush=True)
+
+    def _unless_replaying(self, handler):
+        return lambda net, history: None if self.recorder.replaying else handler(net, history)
+
+    # What nolearn calls -----------------------------------------------------------------------
+
+    def _train_loop(self, X, y, epochs=None):
+        """Train for the epochs that are left."""
+        net = self.net
+        if self.saved and self.saved['finished']:
+            self._restore()
+            self.finished = True
+            return
+        type(net).train_loop(net, X, y, (epochs or net.max_epochs) - len(net.train_history_))
+
+    def _started(self, net, train_history):
+        if self.saved:
+            self._restore()
+        self._begin_epoch()
+
+    def _batch_finished(self, net, train_history):
+        if self.recorder.replaying:
+            if not self.recorder.to_replay:  # that was the last: go on with what was then
+                _set_global_random(self.random)
+                self.random = self.arrays = None
+            return
+        self.begun = True
+        if self.signum:
+            self.write()
+            raise Stopped(self.signum)
+        if time.monotonic() >= self.due:
+            self.write()
+
+    def _epoch_finished(self, net, train_history):
+        info = train_history[-1]
+        # nolearn writes NaN for everything where there are no validation rows.
+        validated = isinstance(info['valid_loss_best'], (bool, np.bool_))
+        if validated and not np.isfinite(info['valid_loss']):
+            train_history.pop()
+            raise Diverged(info['epoch'], None, info['valid_loss'])
+        self.recorder.outputs = []
+        self._begin_epoch()
+
+    def _finished(self, net, train_history):
+        self.finished = True
+        self.recorder.outputs = []
+        self._begin_epoch()
+        self.write()
+
+    # State ------------------------------------------------------------------------------------
+
+    def _begin_epoch(self):
+        """Note what going on in the middle of the epoch to come has to begin with."""
+        arrays = {}
+        state = dict(iterators=[self._attributes(iterator, arrays) for iterator in self._iterators()],
+                     random=_global_random(arrays))
+        self.epoch_start = state, {name: array.copy() for name, array in arrays.items()}
+
+    def _iterators(self):
+        return [self.net.batch_iterator_train, self.net.batch_iterator_test, self.net.train_split]
+
+    def _others(self):
+        """Shared variables of a training step that are no weights: update rule, random streams."""
+        params = set(self.net.get_all_params())
+        return [variable for variable in self.recorder.function.get_shared()
+                if variable not in params]
+
+    def _attributes(self, thing, arrays):
+        """The attributes of a handler or an iterator, packed."""
+        packed = {}
+        for name, value in vars(thing).items():
+            if isinstance(thing, BatchIterator) and name in ('X', 'y'):
+                continue  # the data of the last epoch
+            try:
+                packed[name] = _pack(value, arrays)
+            except _CannotPack as error:
+                name = '{}.{}'.format(type(thing).__name__, name)
+                if name not in self.reported:
+                    print('# {} does not keep {} ({}).'.format(self.fname, name, error))
+                self.reported.add(name)
+        return packed
+
+    def write(self):
+        """Write the checkpoint now (between two batches)."""
+        begin = time.monotonic()
+        net = self.net
+        epoch_start, arrays = self.epoch_start
+        arrays = dict(arrays)
+        state = dict(
+            version=VERSION, written=time.strftime('%Y-%m-%d %H:%M:%S'), finished=self.finished,
+            settings=self.settings, net_settings=self.net_settings, machine=_machine(),
+            history=_pack(list(net.train_history_), arrays),
+            weights=[_pack(param.get_value(borrow=True), arrays) for param in net.get_all_params()],
+            others=[] if self.finished else [
+                _pack(variable.get_value(borrow=True), arrays) for variable in self._others()],
+            handlers=[self._attributes(handler, arrays) for handler in self.handlers],
+            outputs=_pack(self.recorder.outputs, arrays), random=_global_random(arrays),
+            epoch_start=epoch_start)
+        write(self.fname, state, arrays)
+        now = time.monotonic()
+        self.due = now + max(self.every, (now - begin) / self.share)
+
+    def _read(self):
+        """Read the checkpoint, if there is one; check that it is of this training, and say so."""
+        try:
+            saved, arrays = read(self.fname)
+        except FileNotFoundError:
+            return
+        try:
+            changes = _differences(saved['settings'], self.settings) or \
+                _differences(saved['net_settings'], self.net_settings)
+            others = _differences(saved['machine'], _machine())
+            history = _unpack(saved['history'], arrays)
+            batches = len(saved['outputs']['list'])
+            finished, written = bool(saved['finished']), str(saved['written'])
+            if not all(np.isfinite(row[name]) for row in history
+                       for name in ('epoch', 'train_loss', 'dur')):
+                raise ValueError('numbers are missing in the history')
+        except _STRANGE as error:
+            raise self._strange(error) from error
+        if changes:
+            raise CheckpointError(
+                '{} is of a training with other settings: {}. Put them back to go on with it, or '
+                'start anew with --fresh.'.format(self.fname, '; '.join(changes)))
+        for change in others:
+            print('# {}: {}. The result may differ in the last bits from that of an uninterrupted '
+                  'training.'.format(self.fname, change))
+        if finished:
+            print('# {} is of a training that is finished: {} epochs.'.format(
+                self.fname, len(history)))
+        else:
+            print('# Going on from {} (written {}): epoch {}, after batch {}.'.format(
+                self.fname, written, len(history) + 1, batches))
+        self.saved, self.arrays, self.net.train_history_ = saved, arrays, history
+
+    def _strange(self, error):
+        return CheckpointError('{} does not fit this net ({}: {}). Start anew with --fresh.'.format(
+            self.fname, type(error).__name__, error))
+
+    def _restore(self):
+        """Set net, handlers and random streams to what they were."""
+        saved, arrays, net = self.saved, self.arrays, self.net
+        try:
+            _set_values(net.get_all_params(), saved['weights'], arrays)
+            if not saved['finished']:
+                _set_values(self._others(), saved['others'], arrays)
+            things = self.handlers + self._iterators()
+            packed = saved['handlers'] + saved['epoch_start']['iterators']
+            if len(things) != len(packed):
+                raise ValueError('other handlers')
+            for thing, attributes in zip(things, packed):
+                for name, node in attributes.items():
+                    vars(thing)[name] = _unpack(node, arrays, vars(thing).get(name))
+            self.recorder.outputs = _unpack(saved['outputs'], arrays)
+            self.recorder.to_replay = len(self.recorder.outputs)
+            _set_global_random([_unpack(node, arrays) for node in saved['epoch_start']['random']])
+            self.random = [_unpack(node, arrays) for node in saved['random']]
+        except _STRANGE as error:
+            raise self._strange(error) from error
+        self.saved = None
+
+
+class _Recorder:
+    """A net's training step that remembers what it has returned in this epoch.
+
+    It also stops a training whose loss is no number.
+    """
+
+    def __init__(self, net, function):
+        self.net, self.function = net, function
+        self.outputs = []       # of the batches of this epoch
+        self.to_replay = 0      # how many of the next calls to answer from `outputs`
+        self.replaying = False  # whether the last call was answered so
+
+    def __call__(self, *inputs, **kwargs):
+        self.replaying = self.to_replay > 0
+        if self.replaying:
+            outputs = self.outputs[-self.to_replay]
+            self.to_replay -= 1
+            return outputs
+        outputs = self.function(*inputs, **kwargs)
+        loss = np.mean(outputs[0])
+        if not np.isfinite(loss):
+            raise Diverged(len(self.net.train_history_) + 1, len(self.outputs) + 1, loss, inputs)
+        self.outputs.append(outputs)
+        return outputs
+
+    def __getattr__(self, name):
+        return getattr(self.function, name)
+
+
+def _as_list(handlers):
+    return list(handlers) if isinstance(handlers, (list, tuple)) else [handlers]
+
+
+def _owner(handler):
+    """Where a handler keeps its state: itself, or the object whose method it is; None: nowhere."""
+    if isinstance(handler, types.FunctionType):
+        return None
+    return getattr(handler, '__self__', handler)
+
+
+def _set_values(variables, nodes, arrays):
+    """Set shared variables to packed values of the same shapes and types."""
+    if len(variables) != len(nodes):
+        raise ValueError('{} arrays for {} variables'.format(len(nodes), len(variables)))
+    for variable, node in zip(variables, nodes):
+        old = variable.get_value(borrow=True)
+        new = _unpack(node, arrays)
+        if type(old) is not type(new) or isinstance(old, np.ndarray) and (
+                old.shape != new.shape or old.dtype != new.dtype):
+            raise ValueError('an array of another shape or type')
+        variable.set_value(new, borrow=True)
+
+
+def _global_streams():
+    streams = [np.random.mtrand._rand, lasagne.random.get_rng()]
+    return [stream for stream in streams if isinstance(stream, np.random.RandomState)]
+
+
+def _global_random(arrays):
+    return [_pack(stream, arrays) for stream in _global_streams()]
+
+
+def _set_global_random(streams):
+    for stream, saved in zip(_global_streams(), streams):
+        stream.set_state(saved.get_state())
+
+
+def _settings(net):
+    """What a net is made of: its layers, its plain settings, its iterator, and its first weights."""
+    settings = {'layers': [
+        [type(layer).__name__, list(layer.output_shape)] for layer in net.get_all_layers()]}
+    for name, value in net.get_params(deep=False).items():
+        if name not in ('verbose', 'layers') and _is_plain(value):
+            settings[name] = value
+    for owner in ('batch_iterator_train', 'train_split'):
+        thing = getattr(net, owner)
+        settings[owner] = type(thing).__name__
+        settings.update({'{}.{}'.format(owner, name): value for name, value in vars(thing).items()
+                         if _is_plain(value)})
+    settings['weights at the start'] = digest(
+        *(param.get_value(borrow=True) for param in net.get_all_params()))
+    return settings
+
+
+def _as_in_file(settings):
+    """What the settings will be when they come back from the file: tuples become lists, and so on."""
+    return json.loads(json.dumps(settings, default=lambda value: (
+        value.tolist() if isinstance(value, (np.generic, np.ndarray)) else repr(value))))
+
+
+def _is_plain(value):
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _machine():
+    """What else the last bits of a training depend on."""
+    processor = platform.machine()
+    with contextlib.suppress(OSError), open('/proc/cpuinfo') as f:
+        processor = next((line.split(':')[1].strip() for line in f if line.startswith('model name')),
+                         processor)
+    cores = os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count())
+    return {
+        'the number of threads (OMP_NUM_THREADS)': os.environ.get('OMP_NUM_THREADS', str(len(cores))),
+        'the version of Python': platform.python_version(),
+        'the version of NumPy': np.__version__,
+        'the version of Theano': theano.__version__,
+        'the processor': processor,
+    }
+
+
+def _differences(old, new):
+    """Say in words what differs between two dictionaries of settings."""
+    changes = []
+    for name in sorted(set(old) | set(new)):
+        a, b = old.get(name), new.get(name)
+        if a == b or a != a and b != b:
+            continue
+        a, b = (json.dumps(value) for value in (a, b))
+        changes.append('{} was {}, is {}'.format(name, a, b) if max(len(a), len(b)) < 32
+                       else name + ' changed')
+    return changes

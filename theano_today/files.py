@@ -1,0 +1,155 @@
+"""Write files that are whole or not there, and say clearly why one cannot be used."""
+import contextlib
+import glob
+import os
+import re
+import stat
+import tempfile
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: leftovers stay there
+    fcntl = None
+
+__all__ = ['FileError', 'check_writable', 'open_regular', 'remove_leftovers', 'replacing']
+
+SUFFIX = '.partial'
+_LEFTOVER = re.compile(r'\.[a-z0-9_]{8}' + re.escape(SUFFIX))  # as tempfile.mkstemp names them
+
+
+class FileError(ValueError):
+    """A file cannot be used as it is; the message says which, where, and what to do."""
+
+
+def open_regular(fname):
+    """Open a file for reading in binary mode; refuse folders, pipes and devices, which never end.
+
+    Raises
+    ------
+    FileNotFoundError
+    FileError
+        If it is there, but cannot be opened or is no regular file.
+    """
+    fname = os.path.expanduser(fname)
+    try:
+        if not stat.S_ISREG(os.stat(fname).st_mode):
+            raise FileError('{} cannot be read: it is {}.'.format(
+                fname, 'a folder' if os.path.isdir(fname) else 'a pipe or a device, not a file'))
+        return open(fname, 'rb')
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FileError('{} cannot be read: {}.'.format(fname, error.strerror)) from error
+    except ValueError as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError('{!r} is no name of a file: {}.'.format(fname, error)) from error
+
+
+@contextlib.contextmanager
+def replacing(fname):
+    """Open a file to be written that takes its name only when it is whole and on the disk.
+
+    Until then, and for ever if writing fails, an earlier file of that name stays as it is.
+
+    Raises
+    ------
+    FileError
+        If the file cannot be written: no such folder, no permission, disk full.
+    """
+    try:
+        handle, temporary = _temporary(fname)
+        try:
+            with os.fdopen(handle, 'wb') as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())
+                os.fchmod(f.fileno(), 0o666 & ~_umask())  # mkstemp's are for their owner alone
+                os.replace(temporary, fname)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.remove(temporary)
+            raise
+        _sync_folder(fname)
+    except OSError as error:
+        raise FileError('{} cannot be written: {}.{}'.format(
+            fname, error.strerror or error,
+            ' What was there before is unchanged.' if os.path.lexists(fname) else '')) from error
+
+
+def _temporary(fname):
+    """Make a locked file beside `fname`; the lock, which dies with us, says it is in use."""
+    while True:
+        handle, temporary = tempfile.mkstemp(
+            dir=os.path.dirname(os.path.abspath(fname)), prefix=os.path.basename(fname) + '.',
+            suffix=SUFFIX)
+        if _lock(handle) and os.fstat(handle).st_nlink:
+            return handle, temporary
+        os.close(handle)  # another process took it for a leftover before it was locked
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+
+
+def _lock(handle):
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(fname):
+    """Let the new name, not only the content, survive a power cut."""
+    if os.name != 'posix':
+        return
+    folder = os.open(os.path.dirname(os.path.abspath(fname)), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def check_writable(fname):
+    """Raise FileError now if `fname` could not be written later.
+
+    For the end of a long computation, which would otherwise learn of it too late.
+    """
+    if os.path.isdir(fname):
+        raise FileError('{} cannot be written: there is a folder of that name.'.format(fname))
+    try:
+        handle, temporary = _temporary(fname)
+        os.close(handle)
+        os.remove(temporary)
+    except OSError as error:
+        raise FileError('{} cannot be written: {}.'.format(fname, error.strerror or error)) from error
+
+
+def remove_leftovers(*patterns):
+    """Remove what a killed process has left of files it was writing with `replacing`.
+
+    Parameters
+    ----------
+    patterns : str
+        Names of such files, with `*` for what varies.  Files another process is writing right now
+        stay.
+    """
+    if fcntl is None:
+        return
+    for pattern in patterns:
+        for path in glob.glob(pattern + '.*' + SUFFIX):
+            if not _LEFTOVER.fullmatch(path[-len(SUFFIX) - 9:]) or os.path.islink(path):
+                continue
+            with contextlib.suppress(OSError):
+                with open(path, 'rb') as f:
+                    if _lock(f.fileno()):
+                        os.remove(path)
