@@ -99,6 +99,10 @@ HOSTILE = {
     'open': dumps(Call(open, FLAG, 'w')),
     'io.open': dumps(Call(io.open, FLAG, 'w')),
     'getattr': op(name('builtins', 'getattr'), text(('', 'join')), b'R'),
+    'getattr of a class': op(name('builtins', 'getattr'), name('nolearn.lasagne.base', 'NeuralNet'),
+                             text('fit'), b'\x86R'),
+    'getattr by the name of a handler': op(name('builtins', 'getattr'),
+                                           text(('', 'on_epoch_finished')), b'R'),
     '__import__': dumps(Call(__import__, 'antigravity')),
     'import_module': dumps(Call(importlib.import_module, 'antigravity')),
     'subprocess': dumps(Call(subprocess.Popen, ['touch', FLAG])),
@@ -319,6 +323,29 @@ def test_ones_own_classes_are_trusted_by_name_or_by_use(here, monkeypatch):
     monkeypatch.setattr(kfkd, 'TRUSTED', ())
     monkeypatch.setattr(kfkd, 'build_net', lambda: net)
     assert isinstance(kfkd.load_nets('net.pickle').batch_iterator_train, Iterator)
+
+
+class Recorder:
+    def __init__(self):
+        self.seen = []
+
+    def on_epoch_finished(self, nn, train_history):
+        self.seen.append(train_history[-1])
+
+    def secret(self):
+        raise AssertionError
+
+
+def test_methods_may_be_handlers_by_nolearns_names():
+    recorder = Recorder()
+    net = NeuralNet(layers=[('input', layers.InputLayer)],
+                    on_epoch_finished=[recorder.on_epoch_finished])
+    twin = safe_pickle.loads(dumps(net), [Recorder])
+    twin.on_epoch_finished[0](twin, [1])
+    assert twin.on_epoch_finished[0].__self__.seen == [1]
+    net.on_epoch_finished = [recorder.secret]
+    with pytest.raises(pickle.UnpicklingError, match="the attribute 'secret' of a Recorder"):
+        safe_pickle.loads(dumps(net), [Recorder])
 
 
 def test_settings_that_claim_more_than_the_weights_there_are(here, capsys):

@@ -41,6 +41,9 @@ OPCODES = [getattr(pickle, name)[0] for name in (
     'TUPLE2 TUPLE3 TUPLE EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS BINPUT LONG_BINPUT '
     'MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD').split()]
 
+# Methods that may be among a net's handlers: those named after the events of nolearn.
+HANDLERS = ('on_batch_finished', 'on_epoch_finished', 'on_training_started', 'on_training_finished')
+
 INSTRUCTIONS = 1 << 24  # bytes, arrays not counted; 3,000 epochs of history take half a million
 DTYPES = {np.dtype(kind).str[1:] for kind in (
     'b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8')}
@@ -106,7 +109,15 @@ def _random_state(kind='MT19937', bit_generator=_MT19937):
     return np.random.RandomState()
 
 
-_CALLS = {('collections', 'OrderedDict'): _Call(OrderedDict),
+def _handler(owner, name):
+    # Methods are pickled as getattr(object, name).
+    if name not in HANDLERS or not inspect.isfunction(getattr(type(owner), str(name), None)):
+        _refuse('the attribute {!r:.100} of a {}'.format(name, type(owner).__name__))
+    return getattr(owner, name)
+
+
+_CALLS = {('builtins', 'getattr'): _Call(_handler),
+          ('collections', 'OrderedDict'): _Call(OrderedDict),
           ('numpy', 'dtype'): _Call(_dtype),
           ('numpy', 'ndarray'): _NDARRAY,
           ('numpy.random._pickle', '__randomstate_ctor'): _Call(_random_state),
