@@ -7,6 +7,8 @@
     python kfkd.py plot_learning_curves [NETS]  draw RMSE against epoch, write learning-curves.png
     python kfkd.py predict [NETS]               mark the test faces, write submission-<time>.csv
 
+    python kfkd.py compare RUN...               tell runs apart by their records in runs/, write
+                                                compare.png
     python kfkd.py --config FILE [...]          the same with constants and net of a YAML file
 
 Stop a training when you like (Ctrl-C, kill): the same command goes on where it stopped, from the
@@ -59,6 +61,7 @@ from sklearn.utils import shuffle
 
 from beyond.augmentation import PRESETS, AffineBatchIterator
 from beyond.monitors import ActivationMonitor, GradientMonitor, UpdateMonitor
+from beyond.records import Record, compare as compare_records
 from theano_today import safe_pickle
 from theano_today.checkpoint import Checkpoint, Diverged, Stopped, digest, stopping_on_signals
 from theano_today.files import FileError, check_writable, open_regular, remove_leftovers, replacing
@@ -94,6 +97,8 @@ FCURVES = 'learning-curves.png'
 FPREDICTIONS = 'test-predictions.png'
 LARGEST_TABLE = 4e9             # bytes of a CSV file; Kaggle's have 0.24e9
 FCHECKPOINT = 'checkpoint-{name}.npz'           # while there is a training to go on with
+FCOMPARE = 'compare.png'
+RUNS = 'runs'                   # each run that trains leaves a record in this folder; None: no record
 
 TRUSTED = ()                    # classes and functions of your own that pickled nets may refer to
 
@@ -210,6 +215,7 @@ def numbers(table, name, fname, whole=False):
     return column.astype(int) if whole else column
 
 
+record = Record()  # of nothing; `main` makes one for its run
 _tables = {}
 
 
@@ -323,6 +329,7 @@ def load(test=False, cols=None):
     use_drawn_faces()
     fname = FTEST if test else FTRAIN
     df = read_faces(fname)
+    record.data(fname, rows=len(df))
 
     if cols:  # get a subset of columns
         missing = [name for name in cols if name not in df.columns]
@@ -396,6 +403,7 @@ def show(fig, fname):
     with replacing(fname) as f:
         fig.savefig(f, format='png', dpi=120)
     print('Wrote {}.'.format(fname))
+    record.keep(fname)
     if pyplot.get_backend().lower() == 'agg':  # no display
         pyplot.close(fig)
     else:
@@ -694,6 +702,7 @@ def fit(keep_checkpoint=False):
             iterator.fit_pixels(X)
     stopped = train(net, X, y, 'net')
     save(net, FNET)
+    record.net('net', net, columns, scale=48)
     if stopped:
         raise stopped
     if not keep_checkpoint:
@@ -782,6 +791,7 @@ def save(nets, fname):
     with replacing(fname) as f:
         pickle.dump(nets, f, -1)
     print('Wrote {}.'.format(fname))
+    record.keep(fname)
 
 
 def load_nets(fname):
@@ -921,6 +931,7 @@ def fit_specialists(fname_pretrain=None, keep_checkpoint=False):
 
         print("Training model for columns {} for {} epochs".format(cols, model.max_epochs))
         stopped = train(model, X, y, 'specialist-{}'.format(number))
+        record.net('specialist-{}'.format(number), model, cols, scale=48)
         if stopped:
             raise stopped
         specialists[cols] = model
@@ -994,6 +1005,7 @@ def predict(fname_specialists='net-specialists.pickle'):
     with replacing(filename) as f:
         submission.to_csv(f, index=False)
     print("Wrote {}.".format(filename))
+    record.keep(filename)
     return submission
 
 
@@ -1041,6 +1053,7 @@ def score(df):
     rmse, rmse_of_mean = (np.sqrt(np.nanmean((guess - truth) ** 2)) for guess in (df.values, mean))
     print('Test RMSE: {:.3f} pixels. Guessing the mean of the training labels: {:.3f}. '
           'Ratio: {:.2f}.'.format(rmse, rmse_of_mean, rmse / rmse_of_mean))
+    record.result(test_rmse=round(float(rmse), 4), test_rmse_of_mean=round(float(rmse_of_mean), 4))
 
 
 # ------------------------------------------------------------------------ slide "Learning Curves"
@@ -1048,7 +1061,7 @@ def score(df):
 # Okabe and Ito's colours, which colour-blind readers can tell apart; vermilion is the deck's red,
 # so their orange, too near to it, gives way to Tol's olive.
 COLORS = ['#0072B2', '#999933', '#009E73', '#CC79A7', '#56B4E9', '#000000']
-RED = '#D55E00'
+_RED = '#D55E00'
 
 
 def plot_learning_curves(fname_specialists='net-specialists.pickle'):
@@ -1081,7 +1094,7 @@ def plot_learning_curves(fname_specialists='net-specialists.pickle'):
     mean_valid_loss = (np.vstack(valid_losses) * weights.reshape(-1, 1)).sum(axis=0)
     if len(models) > 1:
         begun = share >= 100. / min(len(model.train_history_) for model in models.values())
-        ax.plot(share[begun], mean_valid_loss[begun], color=RED, label='mean', linewidth=4,
+        ax.plot(share[begun], mean_valid_loss[begun], color=_RED, label='mean', linewidth=4,
                 alpha=0.8)
     ax.plot([], [], color='gray', linewidth=3, label='solid: validation')
     ax.plot([], [], color='gray', linewidth=3, linestyle='--', alpha=0.6, label='dashed: training')
@@ -1110,12 +1123,40 @@ def configure(fname):
         raise DataError(str(error))
 
 
+@contextlib.contextmanager
+def recording(step, argv):
+    """Record what is done in the block."""
+    global record
+    with Record(RUNS, step or 'all', sys.modules[__name__],
+                sys.argv[1:] if argv is None else argv) as record:
+        try:
+            yield
+        finally:
+            record = Record()
+
+
+def run(args):
+    """Run the four steps, or the one that the command line names."""
+    if args.step is None:
+        # What is done is done: a checkpoint stays until the last step has succeeded.
+        fit(keep_checkpoint=True)  # train your first model
+        # train specialists, initialize weights from your first model
+        fit_specialists(FNET, keep_checkpoint=True)
+        plot_learning_curves(FSPECIALISTS)
+        predict(FSPECIALISTS)  # make predictions to submit to Kaggle
+        remove_checkpoints()
+    elif args.step == 'fit':
+        fit()
+    else:
+        globals()[args.step](args.fname)
+
+
 def main(argv=None):
-    """Run the four steps, or the one named on the command line; return the exit status."""
+    """Do what the command line says; return the exit status."""
     parser = argparse.ArgumentParser(
         prog='kfkd.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         usage='python kfkd.py [-h] [--config FILE] [--fresh] [fit | fit_specialists [NET] | '
-              'plot_learning_curves [NETS] | predict [NETS]]')
+              'plot_learning_curves [NETS] | predict [NETS] | compare RUN...]')
     parser.add_argument('--config', help=argparse.SUPPRESS)
     parser.add_argument('--fresh', action='store_true', help=argparse.SUPPRESS)
     steps = parser.add_subparsers(dest='step', help=argparse.SUPPRESS, metavar='')
@@ -1125,6 +1166,7 @@ def main(argv=None):
         steps.add_parser(name).add_argument('fname', nargs='?', default=default)
     for name in 'fit', 'fit_specialists':
         steps.choices[name].add_argument('--fresh', action='store_true', default=argparse.SUPPRESS)
+    steps.add_parser('compare').add_argument('runs', nargs='+')
     args = parser.parse_args(argv)
 
     try:
@@ -1136,18 +1178,11 @@ def main(argv=None):
             if args.fresh:
                 remove_checkpoints(*{'fit': ['net'], 'fit_specialists': ['specialist-*']}.get(
                     args.step, []))
-            if args.step is None:
-                # What is done is done: a checkpoint stays until the last step has succeeded.
-                fit(keep_checkpoint=True)  # train your first model
-                # train specialists, initialize weights from your first model
-                fit_specialists(FNET, keep_checkpoint=True)
-                plot_learning_curves(FSPECIALISTS)
-                predict(FSPECIALISTS)  # make predictions to submit to Kaggle
-                remove_checkpoints()
-            elif args.step == 'fit':
-                fit()
+            if args.step == 'compare':
+                compare_records(args.runs, FCOMPARE, scale=48, unit='pixels')
             else:
-                globals()[args.step](args.fname)
+                with recording(args.step, argv):
+                    run(args)
     except (FileError, MemoryError, OSError) as error:
         message = ' '.join(str(error).split()) or 'there is not enough memory'
         if len(message) > 1000:

@@ -316,7 +316,7 @@ def describe_constants(module, leave_out=()):
             for name, value in vars(module).items()
             if name.isupper() and not name.startswith('_') and name not in leave_out
             and (value is None or isinstance(value, (bool, int, float, str)) or isinstance(
-                value, tuple) and all(isinstance(part, (int, float)) for part in value))}
+                value, tuple) and value and all(isinstance(part, (int, float)) for part in value))}
 
 
 def describe_net(net, leave_out=()):
@@ -406,19 +406,25 @@ def write(f, constants=None, net=None):
     yaml.dump(content, f, _Dumper, sort_keys=False, default_flow_style=None, width=1000)
 
 
+def text(constants=None, net=None):
+    """The same as a string."""
+    f = io.StringIO()
+    write(f, constants, net)
+    return f.getvalue()
+
+
 def main(argv):
     """Write kfkd.py's constants and net to the file named on the command line."""
     if len(argv) != 1 or argv[0].startswith('-'):
         print(__doc__)
         return 0 if argv in (['-h'], ['--help']) else 2
     import kfkd
-    text = io.StringIO()
     paths = [name for name, value in vars(kfkd).items()
              if isinstance(value, str) and value.startswith(kfkd.DATA)]  # of this machine
-    write(text, describe_constants(kfkd, paths + ['RED']),
-          describe_net(kfkd.build_net(), DECIDED_BY_CONSTANTS))
+    content = text(describe_constants(kfkd, paths),
+                   describe_net(kfkd.build_net(), DECIDED_BY_CONSTANTS))
     with kfkd.replacing(argv[0]) as f:
-        f.write(text.getvalue().encode())
+        f.write(content.encode())
     print('Wrote {}.'.format(argv[0]))
     return 0
 
