@@ -59,6 +59,7 @@ from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
 from sklearn.base import clone
 from sklearn.utils import shuffle
 
+from beyond import config
 from beyond.augmentation import PRESETS, AffineBatchIterator
 from beyond.monitors import ActivationMonitor, GradientMonitor, UpdateMonitor
 from beyond.records import Record, compare as compare_records
@@ -656,7 +657,6 @@ def build_net():
         verbose=VERBOSE,
     )
     if NET:
-        from beyond import config  # it needs PyYAML
         model = config.changed(model, NET)
     if MONITOR:
         for monitor in ActivationMonitor(), GradientMonitor(), UpdateMonitor():
@@ -1110,17 +1110,10 @@ def plot_learning_curves(fname_specialists='net-specialists.pickle'):
 
 def configure(fname):
     """Take constants and net from a YAML file (slide "Tips from Deep Learning Packages")."""
-    try:
-        from beyond import config
-    except ImportError as error:
-        raise DataError('--config needs the packages of requirements-beyond.txt: {}.'.format(error))
-    try:
-        experiment = config.read(fname)
-        config.set_constants(sys.modules[__name__], experiment['constants'], fname)
-        config.net_settings(experiment['net'], fname)  # to name the file in what is wrong
-        vars(sys.modules[__name__]).update(NET=experiment['net'])
-    except config.ConfigError as error:
-        raise DataError(str(error))
+    experiment = config.read(fname)
+    config.set_constants(sys.modules[__name__], experiment['constants'], fname)
+    config.net_settings(experiment['net'], fname)  # to name the file in what is wrong
+    vars(sys.modules[__name__]).update(NET=experiment['net'])
 
 
 @contextlib.contextmanager

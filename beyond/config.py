@@ -30,10 +30,12 @@ import yaml
 from lasagne import init, layers, nonlinearities, objectives, updates
 from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
 
+from theano_today.files import FileError
+
 from .augmentation import AffineBatchIterator, squared_error_of_known
 
 
-class ConfigError(ValueError):
+class ConfigError(FileError):
     """A file that cannot be used; the message says where, and what would be right."""
 
 

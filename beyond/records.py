@@ -26,6 +26,8 @@ from matplotlib import pyplot, ticker
 
 from theano_today.files import FileError, open_regular, replacing
 
+from . import config
+
 PACKAGES = ('theano', 'lasagne', 'nolearn', 'numpy', 'scipy', 'scikit-learn', 'pandas', 'matplotlib')
 
 # Okabe and Ito's colours, as in kfkd.py.
@@ -132,7 +134,6 @@ class Record(object):
 
     def write(self):
         """Write record.json and experiment.yaml as of now."""
-        from . import config  # it needs PyYAML
         constants = config.describe_constants(self.module, _paths(self.module))
         self.content.update(constants=constants, seconds=round(time.time() - self._start, 2))
         with replacing(os.path.join(self.folder, 'record.json')) as f:

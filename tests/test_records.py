@@ -7,6 +7,7 @@ import kfkd
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from beyond import config, records
 
 # A net of a moment.
@@ -30,7 +31,6 @@ def faces(tmp_path_factory):
 @pytest.fixture
 def work(faces, tmp_path, monkeypatch):
     """A working folder, with kfkd's constants set for small runs in it."""
-    import yaml
     for name, fname in (('FTRAIN', 'training.csv'), ('FTEST', 'test.csv'),
                         ('FLOOKUP', 'IdLookupTable.csv'), ('FTESTLABELS', 'test-labels.csv')):
         monkeypatch.setattr(kfkd, name, str(faces / fname))
