@@ -37,6 +37,7 @@ def work(faces, tmp_path, monkeypatch):
     for name, value in dict(MAX_EPOCHS=2, SPECIALIST_SAMPLES=100, BATCH_SIZE=16, VERBOSE=0,
                             NET=yaml.safe_load(NET)).items():
         monkeypatch.setattr(kfkd, name, value)
+    monkeypatch.setattr(kfkd, 'net', kfkd.net)  # `fit` puts its own there
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
