@@ -46,22 +46,23 @@ class TorchLinker(link.Linker):
 
     def __init__(self, allow_gc=None, schedule=None):
         self.allow_gc = allow_gc
-        self.fgraph = None
+        self.fgraph = self.placed = None
         self.updated = {}
         if schedule:
             self.schedule = schedule
 
     def accept(self, fgraph, no_recycling=None, profile=None):
-        """Take a graph; raise `Unsupported` if it cannot run on the device."""
-        if self.fgraph is not None and self.fgraph is not fgraph:
-            return type(self)(self.allow_gc).accept(fgraph, no_recycling, profile)
-        self.fgraph, self.no_recycling = fgraph, no_recycling
-        self.order = self.schedule(fgraph)
+        """Return a linker for this graph; raise `Unsupported` if it cannot run on the device."""
+        linker = type(self)(self.allow_gc)
+        linker.fgraph, linker.order = fgraph, self.schedule(fgraph)
         for variable in fgraph.inputs:
             if not isinstance(variable.type, theano.tensor.TensorType):
                 raise Unsupported('an input of the type {}'.format(variable.type))
-        self.host, self.converters = place(fgraph, self.order)
-        return self
+        linker.placed = place(fgraph, linker.order)
+        return linker
+
+    def __getstate__(self):  # pickled functions are placed anew
+        return dict(vars(self), placed=None)
 
     def accept_var_updates(self, updated):
         self.updated = updated
@@ -71,8 +72,9 @@ class TorchLinker(link.Linker):
         inputs = list(input_storage or [[None] for _ in fgraph.inputs])
         outputs = output_storage or [[None] for _ in fgraph.outputs]
         adopt(fgraph.inputs, inputs, device())
-        program = Program(fgraph, self.order, self.host, self.converters, self.updated,
-                          inputs, outputs)
+        if self.placed is None:
+            self.placed = place(fgraph, self.order)
+        program = Program(fgraph, self.order, *self.placed, self.updated, inputs, outputs)
         return (program,
                 [link.Container(v, storage) for v, storage in zip(fgraph.inputs, inputs)],
                 [link.Container(v, storage, True) for v, storage in zip(fgraph.outputs, outputs)])

@@ -1,0 +1,90 @@
+"""The engine for NVIDIA GPUs, on PyTorch's CPU device: its flags, its tests, and kfkd.py with it."""
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+
+has_torch = importlib.util.find_spec('torch') is not None
+needs_torch = pytest.mark.skipif(
+    not has_torch, reason='PyTorch is not installed: pip install -r requirements-cuda.txt')
+
+
+def run(args, flags='device=cuda', **environment):
+    """Run Python with Theano's flags beside those of this process."""
+    flags = ','.join(filter(None, [os.environ.get('THEANO_FLAGS'), flags]))
+    environment = dict(os.environ, THEANO_FLAGS=flags, **environment)
+    return subprocess.run([sys.executable] + args, env=environment, cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@needs_torch
+@pytest.mark.parametrize('name', ['test_ops', 'test_nets', 'test_semantics'])
+def test_on_the_device(name):
+    done = run(['-m', 'pytest', '-q', '-W', 'ignore', '-p', 'no:cacheprovider',
+                os.path.join(HERE, 'cuda', name + '.py')], THEANO_TODAY_TORCH='cpu')
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert ' passed' in done.stdout and 'skipped' not in done.stdout
+
+
+@needs_torch
+@pytest.mark.parametrize('flag', ['cuda', 'cuda0', 'gpu', 'gpu0'])
+def test_flag(flag):
+    code = ('import theano_today, theano, os; '
+            'print(theano.function([], theano.shared(1.) * 2).fn.device); '
+            'print(os.environ["THEANO_FLAGS"])')
+    done = run(['-c', code], 'device=' + flag, THEANO_TODAY_TORCH='cpu')
+    assert done.stdout.startswith('cpu\n') and done.returncode == 0, done.stdout
+    # What this process starts sees the flag as the user gave it.
+    assert 'device=' + flag in done.stdout and 'device=cpu' not in done.stdout
+
+
+def error_of(code, flags='device=cuda', **environment):
+    done = run(['-c', code], flags, **environment)
+    assert done.returncode != 0
+    return done.stdout.strip().split('\n')[-1]
+
+
+def test_without_pytorch():
+    message = error_of('import sys; sys.modules["torch"] = None; import theano_today')
+    assert 'device=cuda needs PyTorch' in message and 'requirements-cuda.txt' in message
+
+
+def test_kfkd_says_it_in_one_line(tmp_path):
+    (tmp_path / 'sitecustomize.py').write_text('import sys; sys.modules["torch"] = None\n')
+    path = os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])
+    done = run(['kfkd.py', 'fit'], PYTHONPATH=path)
+    assert done.returncode == 1 and done.stdout.startswith('kfkd.py: device=cuda needs PyTorch')
+    assert done.stdout.count('\n') == 1
+
+
+@needs_torch
+def test_without_a_gpu():
+    message = error_of('import theano_today', CUDA_VISIBLE_DEVICES='')
+    assert 'SetupError: device=cuda' in message and 'nvidia-smi' in message
+
+
+@needs_torch
+def test_flags_with_typing_errors():
+    assert 'write cuda, or cuda0' in error_of('import theano_today', 'device=cuda:0')
+    assert 'the only value is cpu' in error_of('import theano_today', THEANO_TODAY_TORCH='gpu')
+
+
+def test_the_cpu_needs_no_pytorch():
+    code = ('import sys; sys.modules["torch"] = None; import theano_today, theano; '
+            'print(theano.function([], theano.shared(1.) * 2)())')
+    done = run(['-c', code], '')
+    assert done.returncode == 0 and done.stdout.strip() == '2.0'
+
+
+def test_pygpu_keeps_its_flag(tmp_path):
+    """Where Theano's own backend is installed, the flag goes to Theano."""
+    (tmp_path / 'pygpu.py').write_text('raise ImportError("this is Theano\'s own backend")\n')
+    path = os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])
+    done = run(['-c', 'import theano_today, theano; print(theano.config.device)'], PYTHONPATH=path)
+    assert "pygpu was configured but could not be imported" in done.stdout
+    assert done.stdout.strip().endswith('cuda')
