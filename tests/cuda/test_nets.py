@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import theano
 import theano.tensor as tt
-from lasagne import init, layers, nonlinearities, objectives, random, regularization, updates
+from lasagne import layers, nonlinearities, objectives, random, regularization, updates
 from reference import C, PYTHON, assert_close, on_device
 from test_compat import LAYERS
 from theano.sandbox.rng_mrg import MRG_RandomStreams
@@ -27,14 +27,10 @@ def test_layer(name):
         results = f(x)
         np.testing.assert_allclose(results[0], expected, rtol=1e-4, atol=1e-5)
     if 'conv' not in name:  # Theano has no Python code for convolution; see test_ops
-        host = theano.function(f_inputs(input_var), theano.grad((output ** 2).sum(), wrt),
+        host = theano.function([input_var], theano.grad((output ** 2).sum(), wrt),
                                mode=PYTHON)
         for ours, theirs in zip(results[1:], host(x)):
             assert_close(ours, theirs, rtol=1e-4)
-
-
-def f_inputs(*variables):
-    return list(variables)
 
 
 def init_seed(seed=1):
@@ -105,7 +101,7 @@ def test_update_rules(rule):
 
 @pytest.mark.parametrize('shape, streams', [
     ((3, 5), 7), ((4, 7), 7), ((1000,), 1), ((2, 3), 50), ((7,), 7), ((8,), 7), ((15,), 7),
-    ((100, 100), 60), ((0, 3), 5)], ids=str)
+    ((100, 100), 60)], ids=str)
 @pytest.mark.parametrize('dtype', ['float32', 'float64'])
 def test_streams_bit_for_bit(shape, streams, dtype):
     numbers, states = [], []
@@ -147,7 +143,7 @@ def test_distributions():
             rng.binomial((6, 7), p=0.3, dtype='float32'), rng.normal((5, 4), avg=2, std=0.5),
             rng.uniform(size, ndim=2, low=-1, high=3, nstreams=11)], mode=mode)
         assert on_device(f) == (mode is None)
-        draws.append([f(np.array([3, 4], 'int32')) for _ in range(3)])
+        draws.append([f(np.array(shape, 'int32')) for shape in ([3, 4], [3, 4], [0, 2], [5, 3])])
     for ours, theirs in zip(*draws):
         np.testing.assert_array_equal(ours[0], theirs[0])
         np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-5)
@@ -185,8 +181,7 @@ def autoencoder():
     """Merge layers: two branches concatenated, summed with a third, and decoded."""
     x = layers.InputLayer((None, 20))
     left = layers.DenseLayer(layers.DropoutLayer(x, 0.2), 12, nonlinearity=nonlinearities.sigmoid)
-    right = layers.DenseLayer(x, 4, nonlinearity=nonlinearities.elu
-                              if hasattr(nonlinearities, 'elu') else nonlinearities.tanh)
+    right = layers.DenseLayer(x, 4, nonlinearity=nonlinearities.tanh)
     code = layers.ConcatLayer([left, right])
     code = layers.ElemwiseSumLayer([code, layers.DenseLayer(x, 16)], coeffs=[1, -0.5])
     code = layers.ElemwiseMergeLayer([code, layers.DenseLayer(code, 16)], tt.maximum)
@@ -199,10 +194,9 @@ NETS = {'faces': (faces, (16, 1, 24, 24), updates.nesterov_momentum, (16, 6)),
 
 
 def train(name, mode, steps=20):
-    """Losses, first dropout mask's mean effect and final weights of 20 steps."""
+    """Training and validation losses of some steps, and the weights after them."""
     build, shape, rule, target_shape = NETS[name]
-    init_seed(3)
-    # Lasagne's dropout layers draw their seed from its generator.
+    init_seed(3)  # of the weights, and of the dropout layers' streams
     net, target, loss = build()
     x = layers.get_all_layers(net)[0].input_var
     cost = loss(layers.get_output(net), target).mean()
@@ -233,7 +227,8 @@ def test_twenty_steps(name):
     np.testing.assert_allclose(ours[:10], theirs[:10], rtol=1e-5)
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
     for a, b in zip(our_weights, their_weights):
-        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4)
+        # Adam divides gradients next to zero by their own size, which enlarges their rounding.
+        np.testing.assert_allclose(a, b, atol=5e-3 if name == 'digits' else 1e-4)
 
 
 def test_same_seed_same_weights():
@@ -241,8 +236,3 @@ def test_same_seed_same_weights():
     np.testing.assert_array_equal(first[0], second[0])
     for a, b in zip(first[1], second[1]):
         np.testing.assert_array_equal(a, b)
-
-
-def test_initializers_leave_the_device_out():
-    assert isinstance(layers.DenseLayer(layers.InputLayer((2, 3)), 4, W=init.Orthogonal())
-                      .W.get_value(), np.ndarray)
