@@ -3,6 +3,7 @@
 Theano slides flipped filters over the picture where PyTorch slides them as they are, so filters are
 turned on the way in, and their gradients on the way out.  cuDNN does the convolutions on a GPU.
 """
+import functools
 import itertools
 
 import torch
@@ -172,15 +173,21 @@ class _Windows:
 
     def sizes(self, with_border, like):
         """The number of inputs in each window, as a tensor that broadcasts against the output."""
-        total = None
-        for axis, (length, w, s, p, n) in enumerate(zip(
-                self.length, self.ws, self.stride, self.pad, self.count)):
-            low, high = (0, length + 2 * p) if with_border else (p, p + length)
-            sizes = torch.tensor([min(i * s + w, high) - max(i * s, low) for i in range(n)],
-                                 dtype=like.dtype, device=like.device)
-            sizes = sizes.reshape([-1] + [1] * (self.nd - 1 - axis))
-            total = sizes if total is None else total * sizes
-        return total
+        return _sizes(tuple(self.length), tuple(self.ws), tuple(self.stride), tuple(self.pad),
+                      tuple(self.count), with_border, like.dtype, like.device)
+
+
+@functools.lru_cache(maxsize=256)  # a CUDA graph must not copy from the host
+def _sizes(length, ws, stride, pad, count, with_border, dtype, device):
+    total = torch.ones([1] * len(ws), dtype=dtype, device=device)
+    for axis in range(len(ws)):
+        low, high = (0, length[axis] + 2 * pad[axis]) if with_border else \
+            (pad[axis], pad[axis] + length[axis])
+        starts = [i * stride[axis] for i in range(count[axis])]
+        sizes = torch.tensor([min(start + ws[axis], high) - max(start, low) for start in starts],
+                             dtype=dtype, device=device)
+        total = total * sizes.reshape([-1] + [1] * (len(ws) - 1 - axis))
+    return total
 
 
 def _lowest(x):

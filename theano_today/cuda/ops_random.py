@@ -6,6 +6,9 @@ M1 and M2; Theano runs thousands of such streams side by side and takes number i
 ``i % streams``.  Element ``k`` of a stream is ``A**k`` times its state, so instead of running step
 after step all numbers are computed at once from a table of powers.  Products of two 31-bit numbers
 fit into int64, and both moduli lie just below 2**31, so that they need no division.
+
+On a GPU the numbers come from a kernel instead (triton_mrg.py), which does less work and keeps no
+int64 in memory.
 """
 import functools
 
@@ -16,24 +19,30 @@ from theano.sandbox import rng_mrg
 from .convert import converts, torch_dtype
 
 M1, M2 = int(rng_mrg.M1), int(rng_mrg.M2)
-_A1 = [[0, 4194304, 129], [1, 0, 0], [0, 1, 0]]
-_A2 = [[32768, 0, 32769], [1, 0, 0], [0, 1, 0]]
+_A1 = (0, 4194304, 129), (1, 0, 0), (0, 1, 0)
+_A2 = (32768, 0, 32769), (1, 0, 0), (0, 1, 0)
 # The factors of Theano's C code: about 2**-31.
 _NORMS = {'float32': float(np.float32(4.6566126e-10)), 'float64': 4.656612873077392578125e-10}
 
 
+try:
+    from . import triton_mrg
+except ImportError:  # PyTorch for the CPU comes without Triton
+    triton_mrg = None
+
+
 @functools.lru_cache(maxsize=64)
-def _powers(steps, device):
-    """First rows of ``A**1`` to ``A**steps``, modulo M1 and M2: two int64 tensors (steps, 3)."""
+def _powers(first, last, device):
+    """First rows of ``A**first`` to ``A**last``, modulo M1 and M2: two int64 tensors (n, 3)."""
     tables = []
     for matrix, modulus in ((_A1, M1), (_A2, M2)):
         # Row k+1 is row k times A; Python's integers do not overflow.
-        a = matrix[0]
-        row, rows = [1, 0, 0], []
-        for _ in range(steps):
+        a, row, rows = matrix[0], (1, 0, 0), []
+        for k in range(1, last + 1):
             row = [(row[0] * a[j] + (row[j + 1] if j < 2 else 0)) % modulus for j in range(3)]
-            rows.append(row)
-        tables.append(torch.tensor(rows, dtype=torch.int64).reshape(steps, 3).to(device))
+            if k >= first:
+                rows.append(row)
+        tables.append(torch.tensor(rows, dtype=torch.int64).reshape(-1, 3).to(device))
     return tables
 
 
@@ -72,21 +81,27 @@ def mrg_uniform(state, count, dtype):
     """
     streams = state.shape[0]
     steps = -(-count // streams)
+    kernel = triton_mrg is not None and state.is_cuda and dtype == 'float32'
+    # The kernel does not need all numbers of the recurrences; the new state needs the last ones.
+    first = max(steps - 3, 1) if kernel else 1
     full = count - (steps - 1) * streams  # streams that make the last step
     wide = state.long()
     sequences, states = [], []
-    for table, modulus, old in zip(_powers(steps, state.device), (M1, M2),
+    for table, modulus, old in zip(_powers(first, steps, state.device), (M1, M2),
                                    (wide[:, :3], wide[:, 3:])):
         new = _sequence(table, old, modulus)
         sequences.append(new)
         # The state is the last three numbers, the newest first.
         tail = torch.cat([old.flip(1).t(), new[-4:]])[-4:].flip(0).t()
         states.append(torch.cat([tail[:full, :3], tail[full:, 1:]]))
+    new_state = torch.cat(states, 1).to(torch.int32)
+    if kernel:
+        jumps = triton_mrg.jumps_for((_A1, _A2), (M1, M2), streams, count, state.device)
+        return new_state, triton_mrg.uniform(state.contiguous(), jumps, count, _NORMS[dtype])
     difference = sequences[0] - sequences[1]
     # The C code takes the difference as an int32, rounds that to the dtype, and multiplies.
     numbers = torch.where(difference <= 0, difference + M1, difference).to(torch_dtype(dtype))
-    numbers = numbers * _NORMS[dtype]
-    return torch.cat(states, 1).to(torch.int32), numbers.reshape(-1)[:count]
+    return new_state, (numbers * _NORMS[dtype]).reshape(-1)[:count]
 
 
 @converts(rng_mrg.mrg_uniform, host=[1])

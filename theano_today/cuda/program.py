@@ -27,6 +27,7 @@ from theano import gof
 from theano.compile.ops import Shape, Shape_i
 from theano.gof import graph
 from theano.tensor import TensorType, elemwise
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from .convert import Unsupported, convert, device
 from .ops_elemwise import check_elemwise
@@ -218,7 +219,7 @@ class Program:
             self._remember(key, line)
             return self._finish(results)
         self.lines.move_to_end(key)
-        if line.graph is not None and line.epoch == DeviceStorage.epoch:
+        if line.graph is not None and self._in_place(line, values):
             return self._replay(line, values)
         values = [self._to_device(v, i) for i, v in enumerate(values)]
         line.calls += 1
@@ -442,14 +443,13 @@ class Program:
         """Record the line into a CUDA graph and run it; without success, go on as before."""
         mode = _mode(self.device)
         function = line.function
-        if mode == 'compile':
-            function = torch.compile(function, fullgraph=True, dynamic=False)
         targets = [(i, self.input_storage[target]) for i, target in enumerate(self.targets)
                    if target is not None]
         stay = all(isinstance(storage, DeviceStorage) for _, storage in targets)
         try:
             if mode == 'compile':
-                results = function(*values)  # compiles
+                function = _compiled(function, values)
+                function(*values)  # this compiles
             if self.device.type != 'cuda' or not stay:
                 line.function, line.capturable = function, False
                 return self._finish(function(*values))
@@ -479,6 +479,18 @@ class Program:
             return self._finish(line.function(*values))
         return self._replay(line, values)
 
+    def _in_place(self, line, values):
+        """Whether the buffers that a captured graph reads and writes are still the current ones."""
+        if line.epoch != DeviceStorage.epoch:
+            moved = any(value is not fixed for value, fixed, storage in zip(
+                values, line.inputs, self.input_storage)
+                if isinstance(storage, DeviceStorage) and isinstance(fixed, torch.Tensor))
+            if moved:
+                line.graph = line.inputs = line.results = None
+                return False
+            line.epoch = DeviceStorage.epoch
+        return True
+
     def _replay(self, line, values):
         for i, (value, fixed) in enumerate(zip(values, line.inputs)):
             if value is not fixed and fixed is not None and self.on_device[i]:
@@ -491,6 +503,32 @@ class Program:
             if target is not None:
                 self.input_storage[target].changed()
         return self._outputs(line.results)
+
+
+def _compiled(function, values):
+    """Let torch.compile fuse the calls of a line.
+
+    The line is traced first, so that torch.compile sees PyTorch's own operations and nothing of the
+    Python around them.
+    """
+    places = [i for i, value in enumerate(values) if isinstance(value, torch.Tensor)]
+    constants = []
+
+    def of_tensors(*tensors):
+        arguments = [None] * len(values)
+        for i, tensor in zip(places, tensors):
+            arguments[i] = tensor
+        results = function(*arguments)
+        constants[:] = [None if isinstance(r, torch.Tensor) else r for r in results]
+        return [r for r in results if isinstance(r, torch.Tensor)]
+
+    traced = make_fx(of_tensors)(*[values[i] for i in places])
+    compiled = torch.compile(traced, fullgraph=True, dynamic=False)
+
+    def run(*arguments):
+        tensors = iter(compiled(*[arguments[i] for i in places]))
+        return [next(tensors) if constant is None else constant for constant in constants]
+    return run
 
 
 def _copy(tensor):
