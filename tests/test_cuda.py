@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -11,7 +12,9 @@ ROOT = os.path.dirname(HERE)
 
 has_torch = importlib.util.find_spec('torch') is not None
 needs_torch = pytest.mark.skipif(
-    not has_torch, reason='PyTorch is not installed: pip install -r requirements-cuda.txt')
+    not has_torch, reason='PyTorch is not installed: pip install -r tests/requirements-cuda.txt')
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec('triton') is None, reason='Triton is not installed: pip install triton')
 
 
 def run(args, flags='device=cuda', **environment):
@@ -29,6 +32,14 @@ def test_on_the_device(name):
                 os.path.join(HERE, 'cuda', name + '.py')], THEANO_TODAY_TORCH='cpu')
     assert done.returncode == 0, done.stdout[-8000:]
     assert ' passed' in done.stdout and 'skipped' not in done.stdout
+
+
+@needs_torch
+@needs_triton
+def test_kernel_of_the_random_streams():
+    done = run([os.path.join(HERE, 'cuda', 'check_triton.py')], THEANO_TODAY_TORCH='cpu',
+               TRITON_INTERPRET='1', PYTHONPATH=ROOT)
+    assert done.returncode == 0 and done.stdout.endswith('equal\n'), done.stdout
 
 
 @needs_torch
@@ -88,3 +99,47 @@ def test_pygpu_keeps_its_flag(tmp_path):
     done = run(['-c', 'import theano_today, theano; print(theano.config.device)'], PYTHONPATH=path)
     assert "pygpu was configured but could not be imported" in done.stdout
     assert done.stdout.strip().endswith('cuda')
+
+
+TRAIN = '''
+import sys
+import kfkd, lasagne, numpy as np
+kfkd.VERBOSE, kfkd.BATCH_SIZE = 0, 4
+lasagne.random.set_rng(np.random.RandomState(1))
+net = kfkd.build_net()
+rng = np.random.RandomState(0)
+X = rng.rand(15, 1, 96, 96).astype("float32")
+y = rng.uniform(-1, 1, (15, 30)).astype("float32")
+net.fit(X, y, epochs=2)
+kfkd.save(net, sys.argv[1])
+np.savez(sys.argv[1] + ".npz", X=X, predictions=net.predict(X), losses=[
+    (row["train_loss"], row["valid_loss"]) for row in net.train_history_])
+print(type(net.train_iter_.fn).__name__)
+'''
+
+PREDICT = '''
+import sys
+import kfkd, numpy as np
+saved = np.load(sys.argv[1] + ".npz")
+net = kfkd.load_nets(sys.argv[1])
+np.testing.assert_allclose(net.predict(saved["X"]), saved["predictions"], rtol=1e-4, atol=1e-5)
+print(type(net.predict_iter_.fn).__name__)
+'''
+
+
+@needs_torch
+def test_kfkd_unchanged(tmp_path):
+    """kfkd.py's net trains on the device as on the CPU, and each side reads the other's pickles."""
+    losses = []
+    for flags, program in (('device=cuda', 'Program'), ('', 'CVM')):
+        path = str(tmp_path / program)
+        done = run(['-c', TRAIN, path], flags, THEANO_TODAY_TORCH='cpu', PYTHONPATH=ROOT)
+        assert done.stdout.endswith(program + '\n'), done.stdout
+        losses.append(np.load(path + '.npz')['losses'])
+    assert losses[0].shape == (2, 2)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    for flags, program, path in (('device=cuda', 'Program', 'CVM'), ('', 'CVM', 'Program')):
+        code = PREDICT if flags else 'import sys; sys.modules["torch"] = None\n' + PREDICT
+        done = run(['-c', code, str(tmp_path / path)], flags, THEANO_TODAY_TORCH='cpu',
+                   PYTHONPATH=ROOT)
+        assert done.stdout.endswith(program + '\n'), done.stdout
