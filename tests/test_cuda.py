@@ -1,4 +1,4 @@
-"""The engine for NVIDIA GPUs, on PyTorch's CPU device: its flags, its tests, and kfkd.py with it."""
+"""The engine for NVIDIA GPUs, on PyTorch's CPU device: its flags, tests/cuda, kfkd.py with it."""
 import importlib.util
 import os
 import subprocess
@@ -14,7 +14,8 @@ has_torch = importlib.util.find_spec('torch') is not None
 needs_torch = pytest.mark.skipif(
     not has_torch, reason='PyTorch is not installed: pip install -r tests/requirements-cuda.txt')
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec('triton') is None, reason='Triton is not installed: pip install triton')
+    importlib.util.find_spec('triton') is None,
+    reason='Triton is not installed: pip install triton')
 
 
 def run(args, flags='device=cuda', **environment):
@@ -26,10 +27,14 @@ def run(args, flags='device=cuda', **environment):
 
 
 @needs_torch
-@pytest.mark.parametrize('name', ['test_ops', 'test_nets', 'test_semantics'])
-def test_on_the_device(name):
+@pytest.mark.parametrize('name, mode', [
+    ('test_ops', 'eager'), ('test_nets', 'graph'), ('test_semantics', 'eager'),
+    ('test_semantics', 'graph')])
+def test_on_the_device(name, mode):
+    """The tests in tests/cuda; with 'graph', all but the calls of CUDA that capture a graph."""
     done = run(['-m', 'pytest', '-q', '-W', 'ignore', '-p', 'no:cacheprovider',
-                os.path.join(HERE, 'cuda', name + '.py')], THEANO_TODAY_TORCH='cpu')
+                os.path.join(HERE, 'cuda', name + '.py')],
+               THEANO_TODAY_TORCH='cpu', THEANO_TODAY_CUDA=mode)
     assert done.returncode == 0, done.stdout[-8000:]
     assert ' passed' in done.stdout and 'skipped' not in done.stdout
 

@@ -1,10 +1,10 @@
-"""Is theano_today.cuda right and fast on this GPU?  One script, one call, for a machine with an NVIDIA GPU.
+"""Is theano_today.cuda right and fast on this GPU?  One script, one call.
 
     python tests/benchmarks/cuda.py                          checks, then timings
     python tests/benchmarks/cuda.py --no-checks --rounds 20  timings only
-    python tests/benchmarks/cuda.py --tf32                   everybody rounds factors to TensorFloat-32
-    python tests/benchmarks/cuda.py --schedule FOLDER        the deck's full schedule on Kaggle's files in
-                                                             FOLDER: fit, specialists, curves, submission
+    python tests/benchmarks/cuda.py --tf32                   with TensorFloat-32 for everybody
+    python tests/benchmarks/cuda.py --schedule FOLDER        the deck's full schedule on Kaggle's
+                                                             files in FOLDER, all four steps
     THEANO_TODAY_TORCH=cpu python tests/benchmarks/cuda.py --rows 64 --rounds 1 --no-checks
                                                              a rehearsal without a GPU
 
@@ -12,8 +12,8 @@ The checks are tests/cuda, on the GPU: every Op, whole nets against Theano's C b
 
 For the timings each contender is a process of its own. In each round every contender trains one
 epoch of the deck's net, one after the other. Medians of all rounds are printed, with the floor: the
-time for the arithmetic at the speed of the fastest large matrix product of this GPU, or for the bytes
-that the update must move at the speed of its fastest copy, whichever is longer.
+time for the arithmetic at the speed of the fastest large matrix product of this GPU, or for the
+bytes that the update must move at the speed of its fastest copy, whichever is longer.
 
 graph, compile, eager    nolearn's `net.fit` with device=cuda and THEANO_TODAY_CUDA set so
 torch                    the same net in PyTorch, eager
@@ -106,7 +106,7 @@ def torch_device():
 
 def to_device(step, device):
     import torch
-    return lambda *arrays: step(*[torch.from_numpy(a).to(device, non_blocking=True) for a in arrays])
+    return lambda *arrays: step(*[torch.from_numpy(a).to(device) for a in arrays])
 
 
 class Captured(object):
@@ -223,8 +223,8 @@ def describe():
         torch.backends.cudnn.version()))
     if torch_device().type == 'cuda':
         print(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0))
-        subprocess.call(['nvidia-smi', '--query-gpu=driver_version,clocks.sm,clocks.mem,temperature.gpu',
-                         '--format=csv'])
+        subprocess.call(['nvidia-smi', '--format=csv',
+                         '--query-gpu=driver_version,clocks.sm,clocks.mem,temperature.gpu'])
 
 
 def run_checks(options):
@@ -260,9 +260,10 @@ def run_timings(options):
     floor = max(flops / tflops, bytes_moved / bandwidth)
     print('== deck\'s net, {} rows ({} for validation), batches of {}, {} rounds, {}'.format(
         options.rows, valid, BATCH_SIZE, options.rounds, 'TF32' if options.tf32 else 'float32'))
-    print('ceilings: {:.1f} TFLOP/s, {:.0f} GB/s; an epoch: {:.2f} TFLOP in {:.1f} ms, {:.1f} GB in '
-          '{:.1f} ms; floor {:.1f} ms'.format(tflops, bandwidth, flops, 1e3 * flops / tflops,
-                                              bytes_moved, 1e3 * bytes_moved / bandwidth, 1e3 * floor))
+    print('ceilings: {:.1f} TFLOP/s, {:.0f} GB/s; an epoch: {:.2f} TFLOP in {:.1f} ms, {:.1f} GB '
+          'in {:.1f} ms; floor {:.1f} ms'.format(
+              tflops, bandwidth, flops, 1e3 * flops / tflops, bytes_moved,
+              1e3 * bytes_moved / bandwidth, 1e3 * floor))
     print('{:12}{:>10}{:>10}{:>10}{:>14}{:>10}{:>10}'.format(
         '', 'epoch ms', 'best', 'ms a step', '3000 epochs s', 'start s', 'of floor'))
     for contender in contenders:
@@ -278,7 +279,8 @@ def run_schedule(options):
 import json, os, sys, time
 import kfkd
 folder, target = sys.argv[1:]
-for name, file in (('FTRAIN', 'training.csv'), ('FTEST', 'test.csv'), ('FLOOKUP', 'IdLookupTable.csv')):
+files = {'FTRAIN': 'training.csv', 'FTEST': 'test.csv', 'FLOOKUP': 'IdLookupTable.csv'}
+for name, file in files.items():
     setattr(kfkd, name, os.path.join(folder, file))
 os.makedirs(target, exist_ok=True)
 os.chdir(target)

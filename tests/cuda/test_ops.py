@@ -1,7 +1,7 @@
 """Every Op that has a converter: value and gradient against Theano's own, on random shapes.
 
-The reference is Theano's C code for convolutions and pooling, and its Python code (NumPy, SciPy) for
-the Ops of which there are hundreds of kinds: compiling each would take a quarter of an hour.
+The reference is Theano's C code for convolutions and pooling, and its Python code (NumPy, SciPy)
+for the Ops of which there are hundreds of kinds: compiling each would take a quarter of an hour.
 """
 import numpy as np
 import pytest
@@ -31,10 +31,12 @@ SMALL = lambda shape: rng.uniform(-0.9, 0.9, shape)  # noqa: E731
 
 UNARY = [
     ('abs_', ANY), ('sgn', ANY), ('ceil', ANY), ('floor', ANY), ('trunc', ANY),
-    ('round_half_to_even', ANY), ('round_half_away_from_zero', ANY), ('neg', ANY), ('inv', POSITIVE),
+    ('round_half_to_even', ANY), ('round_half_away_from_zero', ANY), ('neg', ANY),
+    ('inv', POSITIVE),
     ('log', POSITIVE), ('log2', POSITIVE), ('log10', POSITIVE), ('log1p', POSITIVE), ('exp', ANY),
     ('exp2', ANY), ('expm1', ANY), ('sqr', ANY), ('sqrt', POSITIVE), ('deg2rad', ANY),
-    ('rad2deg', ANY), ('cos', ANY), ('arccos', SMALL), ('sin', ANY), ('arcsin', SMALL), ('tan', SMALL),
+    ('rad2deg', ANY), ('cos', ANY), ('arccos', SMALL), ('sin', ANY), ('arcsin', SMALL),
+    ('tan', SMALL),
     ('arctan', ANY), ('cosh', ANY), ('arccosh', lambda shape: rng.uniform(1.1, 3, shape)),
     ('sinh', ANY), ('arcsinh', ANY), ('tanh', ANY), ('arctanh', SMALL), ('erf', ANY), ('erfc', ANY),
     ('erfinv', SMALL), ('gammaln', POSITIVE), ('psi', POSITIVE), ('j0', ANY), ('j1', ANY),
@@ -73,8 +75,8 @@ def test_binary(name, sample, shapes):
           gradients=name not in ('int_div', 'lt', 'gt', 'le', 'ge', 'eq', 'neq'), rtol=1e-4)
 
 
-@pytest.mark.parametrize('name', ['add', 'sub', 'mul', 'true_div', 'maximum', 'minimum', 'pow', 'lt',
-                                  'ge', 'eq', 'mod'])
+@pytest.mark.parametrize('name', ['add', 'sub', 'mul', 'true_div', 'maximum', 'minimum', 'pow',
+                                  'lt', 'ge', 'eq', 'mod'])
 @pytest.mark.parametrize('constant_first', [False, True])
 def test_with_a_constant(name, constant_first):
     x = tt.matrix()
@@ -97,8 +99,11 @@ def test_dtypes(name, dtypes):
     check([x, y], getattr(tt, name)(x, y), values, gradients=False)
 
 
-@pytest.mark.parametrize('source', ['bool', 'uint8', 'int8', 'int32', 'int64', 'float32', 'float64'])
-@pytest.mark.parametrize('target', ['bool', 'uint8', 'int8', 'int32', 'int64', 'float32', 'float64'])
+DTYPES = ['bool', 'uint8', 'int8', 'int32', 'int64', 'float32', 'float64']
+
+
+@pytest.mark.parametrize('source', DTYPES)
+@pytest.mark.parametrize('target', DTYPES)
 def test_cast(source, target):
     x = tt.TensorType(source, (False, False))()
     value = rng.uniform(0, 4, (3, 4)).astype(source)
@@ -184,8 +189,8 @@ def test_join_and_split():
 
 
 SLICES = [np.s_[1], np.s_[-1], np.s_[1:], np.s_[:, 1:3], np.s_[::2, ::3], np.s_[::-1],
-          np.s_[:, ::-2], np.s_[4:0:-1, 1], np.s_[5:2], np.s_[..., 0], np.s_[:, None, 1:, ::2], np.s_[:100],
-          np.s_[-3:-1, ::2]]
+          np.s_[:, ::-2], np.s_[4:0:-1, 1], np.s_[5:2], np.s_[..., 0], np.s_[:, None, 1:, ::2],
+          np.s_[:100], np.s_[-3:-1, ::2]]
 
 
 @pytest.mark.parametrize('index', SLICES, ids=str)
@@ -236,7 +241,8 @@ def test_repeat_sort_cumulate():
     x = tt.matrix()
     check([x], [extra_ops.repeat(x, 2, axis=1), extra_ops.repeat(x, 3, axis=0),
                 extra_ops.cumsum(x, axis=1), extra_ops.cumsum(x)], [floats(3, 4)])
-    check([x], [extra_ops.repeat(x, [1, 0, 2], axis=0), tt.sort(x), tt.sort(x, axis=0), tt.argsort(x), extra_ops.cumprod(x, axis=0)],
+    check([x], [extra_ops.repeat(x, [1, 0, 2], axis=0), tt.sort(x), tt.sort(x, axis=0),
+                tt.argsort(x), extra_ops.cumprod(x, axis=0)],
           [floats(3, 4)], gradients=False)
 
 
@@ -256,9 +262,10 @@ def test_dot():
     a, b, u, v, s = tt.matrix(), tt.matrix(), tt.vector(), tt.vector(), tt.scalar()
     values = [floats(3, 4), floats(4, 5), floats(3), floats(4), np.float32(0.7)]
     check([a, b, u, v, s],
-          [tt.dot(a, b), tt.dot(u, a), tt.dot(a, v), tt.dot(u, u), tt.outer(u, v), 0.5 * tt.dot(a, b),
-           s * tt.dot(a, b), a + tt.outer(u, v), a - 0.3 * tt.outer(u, v), u + tt.dot(a, v),
-           s * u - 2 * tt.dot(a, v), tt.dot(a, b).T, a - s * tt.dot(tt.dot(a, b), b.T),
+          [tt.dot(a, b), tt.dot(u, a), tt.dot(a, v), tt.dot(u, u), tt.outer(u, v),
+           0.5 * tt.dot(a, b), s * tt.dot(a, b), a + tt.outer(u, v), a - 0.3 * tt.outer(u, v),
+           u + tt.dot(a, v), s * u - 2 * tt.dot(a, v), tt.dot(a, b).T,
+           a - s * tt.dot(tt.dot(a, b), b.T),
            2 * a - 0.1 * tt.dot(tt.dot(a, b), b.T), tt.dot(a, a.T).sum()], values, atol=1e-4)
 
 
@@ -268,7 +275,7 @@ def test_batched_dot():
                    tt.tensordot(x, y, [[2], [1]])], [floats(2, 3, 4), floats(2, 4, 5)])
 
 
-# ----------------------------------------------------------------------------------- neural networks
+# --------------------------------------------------------------------------------- neural networks
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
@@ -283,7 +290,8 @@ def test_conv2d(data):
     x, w = tt.tensor4(), tt.tensor4()
     out = nnet.conv2d(x, w, border_mode=border, subsample=stride, filter_dilation=dilation,
                       filter_flip=data.draw(st.booleans()), num_groups=groups)
-    check([x, w], out, [floats(batch, channels, *size), floats(filters, channels // groups, *kernel)],
+    check([x, w], out,
+          [floats(batch, channels, *size), floats(filters, channels // groups, *kernel)],
           mode=C, atol=1e-3, rtol=1e-3)
 
 
@@ -337,8 +345,8 @@ def test_softmax():
            nnet.categorical_crossentropy(nnet.softmax(x), y),
            nnet.categorical_crossentropy(y / y.sum(1, keepdims=True), labels).mean(),
            nnet.binary_crossentropy(nnet.sigmoid(x), nnet.sigmoid(y))], values)
-    check([x, labels], [tt.neq(tt.argmax(nnet.softmax(x), 1), labels).mean()], [values[0], values[2]],
-          gradients=False)
+    check([x, labels], tt.neq(tt.argmax(nnet.softmax(x), 1), labels).mean(),
+          [values[0], values[2]], gradients=False)
     check([x, labels], [nnet.crossentropy_softmax_1hot(x, labels)[0],
                         nnet.softmax(x)[tt.arange(4), labels]], [values[0], values[2]])
 

@@ -104,6 +104,18 @@ def test_givens_and_defaults():
     assert f(0, y=1) == 15 and f(0) == 30
 
 
+def test_an_index_that_is_a_value_too():
+    n, x = tt.ivector(), tt.tensor3()
+    f = theano.function([n, x], [x.reshape(n, ndim=3), tt.outer(n, n), n * 2, n])
+    assert on_device(f)
+    for shape in ([2, 3, 4], [4, 3, 2]) * 4:
+        value = np.array(shape, 'int32')
+        results = f(value, np.zeros((6, 2, 2), 'float32'))
+        assert results[0].shape == tuple(shape)
+        np.testing.assert_array_equal(results[1], np.outer(value, value))
+        np.testing.assert_array_equal(results[2:], [value * 2, value])
+
+
 def test_more_indices_than_lines_are_kept():
     i, data = tt.lscalar(), theano.shared(np.arange(200, dtype='float32'))
     f = theano.function([i], data[i:i + 2].sum())
@@ -116,7 +128,8 @@ def test_arguments_are_checked_as_ever():
     f = theano.function([x], x * 2)
     with pytest.raises(TypeError, match='Bad input argument'):
         f(X.astype('float64'))
-    assert theano.function([x], x * 2, allow_input_downcast=True)(X.astype('float64')).dtype == 'float32'
+    downcasting = theano.function([x], x * 2, allow_input_downcast=True)
+    assert downcasting(X.astype('float64')).dtype == 'float32'
     with pytest.raises(theano.compile.UnusedInputError):
         theano.function([x, y], x)
     with pytest.raises(TypeError, match='Missing required input'):
@@ -167,6 +180,33 @@ def test_the_host_and_the_device_share_variables(counter):
         value = value - 1
         assert scale() == value.sum()
         value = value * 2
+
+
+def test_captured_lines_follow_their_buffers(counter):
+    """A CUDA graph knows addresses: it must notice when a variable gets another buffer."""
+    w, step = counter
+    x = tt.vector()
+    rate = theano.shared(np.float32(2))
+    scaled = theano.function([x], [x * rate, w.sum()], updates=[(rate, rate + 1)])
+    value, factor = X.copy(), 2
+    for n in range(12):
+        if n == 5:
+            theano.function([], theano.shared(X) * 2)()  # new buffers, but not of these
+        if n == 8:
+            value = np.ones((1, 2), 'float32')
+            w.set_value(value)
+        if n == 9:
+            rate.set_value(np.float32(7))  # as a schedule does
+            factor = 7
+        assert step() == value.sum()
+        value = value + 1
+        first, second = scaled(X[1] + n), scaled(X[0] - n)
+        np.testing.assert_array_equal(first[0], (X[1] + n) * factor)
+        np.testing.assert_array_equal(second[0], (X[0] - n) * (factor + 1))
+        assert first[1] == second[1] == value.sum()
+        factor += 2
+    line = list(scaled.fn.lines.values())[-1]
+    assert (line.graph is not None) == (os.environ.get('THEANO_TODAY_CUDA') == 'graph')
 
 
 def test_copies_of_functions(counter):

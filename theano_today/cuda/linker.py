@@ -11,13 +11,13 @@ Left out of the optimisations: those that lower convolutions to C Ops, C BLAS ca
 loops.  Everything else of Theano's stays: constant folding, shape inference, merging,
 stabilisation.
 
-Shared variables keep their types; `storage.DeviceStorage` moves their values.  Functions that run on
-the CPU, by their ``mode`` or because of an Op, therefore share variables with those on the device.
+Shared variables keep their types; `storage.DeviceStorage` moves their values.  Functions that run
+on the CPU, by their ``mode`` or because of an Op, therefore share variables with those on the
+device.
 """
 import warnings
 
 import theano
-from theano import gof
 from theano.compile import mode as compile_mode
 from theano.compile.function_module import FunctionMaker
 from theano.gof import link
@@ -103,8 +103,8 @@ class DeviceMode(compile_mode.Mode):
         except Unsupported as why:
             if not any(name in str(why) for name in (op.__name__ for op in FOR_THE_HOST)):
                 warnings.warn(
-                    'The function {!r} runs on the CPU: theano_today.cuda does not cover {}.'.format(
-                        kwargs.get('name') or 'without a name', why), stacklevel=4)
+                    'The function {!r} runs on the CPU: theano_today.cuda does not cover {}.'
+                    .format(kwargs.get('name') or 'without a name', why), stacklevel=4)
             return FunctionMaker(inputs, outputs, host_mode(), **kwargs)
 
 

@@ -17,7 +17,7 @@ from .convert import Unsupported, converts
 
 
 def _paddings(op, kernel):
-    """Zeros before and after each axis, from Theano's border mode; `kernel` is the filter's size."""
+    """Zeros before and after each axis, for filters of the size `kernel`."""
     dilated = [(k - 1) * d + 1 for k, d in zip(kernel, op.filter_dilation)]
     if op.border_mode == 'valid':
         return [(0, 0)] * op.convdim
@@ -126,7 +126,8 @@ class _Windows:
 
     def __init__(self, op, shape, ws, stride, pad):
         self.nd = op.ndim
-        self.ws, self.stride, self.pad = ([int(n) for n in numbers] for numbers in (ws, stride, pad))
+        self.ws, self.stride, self.pad = (
+            [int(n) for n in numbers] for numbers in (ws, stride, pad))
         self.length = list(shape[-self.nd:])
         self.count = [int(n) for n in pool.Pool.out_shape(
             tuple(shape), self.ws, op.ignore_border, self.stride, self.pad, self.nd)[-self.nd:]]

@@ -136,8 +136,7 @@ class _Line:
         exec(compile(source, '<theano_today.cuda>', 'exec'), namespace)
         self.function, self.source = namespace['line'], source
         self.capturable = capturable
-        self.calls, self.graph, self.inputs, self.results = 0, None, None, None
-        self.epoch = None
+        self.calls, self.graph, self.inputs, self.epoch = 0, None, None, None
 
 
 class Program:
@@ -154,7 +153,7 @@ class Program:
     input_storage, output_storage : list of list
     """
     need_update_inputs = False  # Theano leaves the updates to us
-    allow_gc = False
+    allow_gc = True  # there is nothing that Function.free() could free
 
     def __init__(self, fgraph, order, host, converters, updated, input_storage, output_storage):
         self.fgraph, self.nodes = fgraph, order
@@ -240,12 +239,16 @@ class Program:
         tensor = from_numpy(value)
         if self.device.type == 'cpu':
             return tensor
-        return self._pinned(tensor, position).to(self.device, non_blocking=True)
+        return self._staged(tensor, position).to(self.device, non_blocking=True)
 
-    def _pinned(self, tensor, position):
+    def _staged(self, tensor, position):
         """Copy `tensor` into memory from which the device can copy while the host goes on."""
+        if self.device.type == 'cpu':
+            return tensor
         key = position, tensor.shape
         if key not in self._staging:
+            if len(self._staging) >= MAX_LINES:
+                self._staging.clear()
             self._staging[key] = (torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True),
                                   torch.cuda.Event())
         staging, done = self._staging[key]
@@ -270,9 +273,11 @@ class Program:
                     storage[0] = self._as_array(result, self.fgraph.inputs[target])
         return self._outputs(results)
 
-    def _outputs(self, results):
-        return [self._as_array(result, output) if target is None else None for result, target, output
-                in zip(results, self.targets, self.fgraph.outputs)]
+    def _outputs(self, results, copy=False):
+        """The results as arrays; None for updates, which Theano does not look at."""
+        arrays = [self._as_array(result, output) if target is None else None
+                  for result, target, output in zip(results, self.targets, self.fgraph.outputs)]
+        return [array.copy() if copy and array is not None else array for array in arrays]
 
     def _as_array(self, result, variable):
         if isinstance(result, torch.Tensor):
@@ -382,8 +387,10 @@ class Program:
         record = []
         results = self._interpret(inputs, record)
         names, namespace, body = {}, {'copy': _copy}, []
-        for i, variable in enumerate(self.fgraph.inputs):
-            names[variable] = 'input{}'.format(i)
+        parameters = ['input{}'.format(i) for i in range(len(inputs))]
+        for variable, name, on_device in zip(self.fgraph.inputs, parameters, self.on_device):
+            if on_device:  # the others are constants of this line
+                names[variable] = name
         last_use = self._last_use()
         for n, (node, arguments) in enumerate(record):
             texts = []
@@ -416,8 +423,7 @@ class Program:
         for i in self._not_their_own(results, inputs):
             results[i] = _copy(results[i])
             texts[i] = 'copy({})'.format(texts[i])
-        parameters = ', '.join(names[v] for v in self.fgraph.inputs)
-        source = 'def line({}):\n    {}\n'.format(parameters, '\n    '.join(
+        source = 'def line({}):\n    {}\n'.format(', '.join(parameters), '\n    '.join(
             body + ['return [{}]'.format(', '.join(texts))]))
         return _Line(source, namespace, not self.syncs), results
 
@@ -442,40 +448,37 @@ class Program:
     def _capture(self, line, values):
         """Record the line into a CUDA graph and run it; without success, go on as before."""
         mode = _mode(self.device)
-        function = line.function
         targets = [(i, self.input_storage[target]) for i, target in enumerate(self.targets)
                    if target is not None]
-        stay = all(isinstance(storage, DeviceStorage) for _, storage in targets)
+        function = line.function
         try:
             if mode == 'compile':
                 function = _compiled(function, values)
                 function(*values)  # this compiles
-            if self.device.type != 'cuda' or not stay:
+            stay = all(isinstance(storage, DeviceStorage) for _, storage in targets)
+            if not stay or (mode == 'compile' and self.device.type == 'cpu'):
                 line.function, line.capturable = function, False
                 return self._finish(function(*values))
             # Inputs of the call get fixed addresses; shared variables have theirs.
             line.inputs = [
-                torch.empty_like(value) if isinstance(value, torch.Tensor) and not isinstance(
+                value.clone() if isinstance(value, torch.Tensor) and not isinstance(
                     storage, DeviceStorage) else value
                 for value, storage in zip(values, self.input_storage)]
-            for fixed, value in zip(line.inputs, values):
-                if fixed is not value:
-                    fixed.copy_(value)
-            torch.cuda.synchronize(self.device)
-            line.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(line.graph):
+
+            def step():
                 results = function(*line.inputs)
                 for i, storage in targets:
                     storage.tensor().copy_(results[i])
-            line.results = [result if target is None else None
-                            for result, target in zip(results, self.targets)]
+                return results
+
+            line.graph = (CudaGraph if self.device.type == 'cuda' else Rerun)(step)
             line.epoch = DeviceStorage.epoch
         except torch.OutOfMemoryError:
             raise
         except Exception:
             _log.warning('A function could not be captured for the GPU; its PyTorch calls run one '
                          'by one, which is slower.', exc_info=True)
-            line.graph, line.capturable = None, False
+            line.inputs, line.capturable = None, False
             return self._finish(line.function(*values))
         return self._replay(line, values)
 
@@ -486,7 +489,7 @@ class Program:
                 values, line.inputs, self.input_storage)
                 if isinstance(storage, DeviceStorage) and isinstance(fixed, torch.Tensor))
             if moved:
-                line.graph = line.inputs = line.results = None
+                line.graph = line.inputs = None
                 return False
             line.epoch = DeviceStorage.epoch
         return True
@@ -495,14 +498,46 @@ class Program:
         for i, (value, fixed) in enumerate(zip(values, line.inputs)):
             if value is not fixed and fixed is not None and self.on_device[i]:
                 if not isinstance(value, torch.Tensor):
-                    value = self._pinned(from_numpy(value), i)
+                    value = self._staged(from_numpy(value), i)
                 fixed.copy_(value, non_blocking=True)
         self._mark_copied()
         line.graph.replay()
         for target in self.targets:
             if target is not None:
                 self.input_storage[target].changed()
-        return self._outputs(line.results)
+        return self._outputs(line.graph.results, copy=self.device.type == 'cpu')
+
+
+class CudaGraph:
+    """The kernels of one call of `step`, to be launched again all at once.
+
+    Attributes
+    ----------
+    results : list
+        What `step` returned; `replay` computes the tensors in it anew.
+    """
+
+    def __init__(self, step):
+        torch.cuda.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self.results = step()
+        self.replay = self._graph.replay
+
+
+class Rerun:
+    """What stands in for `CudaGraph` on PyTorch's CPU device, for tests: the same addresses."""
+
+    def __init__(self, step):
+        self._step, self.results = step, None
+
+    def replay(self):
+        results = self._step()
+        if self.results is None:
+            self.results = results
+        for fixed, result in zip(self.results, results):
+            if isinstance(fixed, torch.Tensor):
+                fixed.copy_(result)
 
 
 def _compiled(function, values):
@@ -542,6 +577,7 @@ def _memory(tensor):
 
 def _mode(device):
     """How lines run: 'graph', 'compile' or 'eager', from the environment."""
+    # Without a GPU there is nothing to gain; the tests ask for it.
     mode = os.environ.get('THEANO_TODAY_CUDA', 'graph' if device.type == 'cuda' else 'eager')
     if mode not in ('graph', 'compile', 'eager'):
         raise ValueError('THEANO_TODAY_CUDA={}: choose graph, compile or eager.'.format(mode))

@@ -4,7 +4,7 @@ The table of powers makes numbers from states by multiplication; stepping is che
 are cut into chunks: an instance of the kernel takes a block of streams and one chunk, jumps to the
 start of the chunk by a table of powers, and steps from there in 32-bit integers.
 
-Triton comes with PyTorch for CUDA.  Elsewhere its interpreter (``TRITON_INTERPRET=1``) can run this.
+Triton comes with PyTorch for CUDA.  Elsewhere its interpreter (``TRITON_INTERPRET=1``) runs this.
 """
 import functools
 
