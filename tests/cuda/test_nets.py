@@ -136,7 +136,7 @@ def test_states_at_the_edges():
 
 def test_distributions():
     draws = []
-    for mode in (None, C):
+    for mode in (None, PYTHON):
         rng = MRG_RandomStreams(5)
         size = tt.ivector()
         f = theano.function([size], [
@@ -188,14 +188,15 @@ def autoencoder():
     return layers.DenseLayer(code, 20, nonlinearity=None), tt.matrix(), objectives.squared_error
 
 
-NETS = {'faces': (faces, (16, 1, 24, 24), updates.nesterov_momentum, (16, 6)),
-        'digits': (digits, (16, 1, 14, 14), updates.adam, None),
-        'autoencoder': (autoencoder, (16, 20), updates.rmsprop, (16, 20))}
+# One update rule, the deck's: the reference has to be compiled.  The others: test_update_rules.
+NETS = {'faces': (faces, (1, 24, 24), (6,)),
+        'digits': (digits, (1, 14, 14), None),
+        'autoencoder': (autoencoder, (20,), (20,))}
 
 
 def train(name, mode, steps=20):
-    """Training and validation losses of some steps, and the weights after them."""
-    build, shape, rule, target_shape = NETS[name]
+    """Losses of some steps, and the weights after them."""
+    build, shape, target_shape = NETS[name]
     init_seed(3)  # of the weights, and of the dropout layers' streams
     net, target, loss = build()
     x = layers.get_all_layers(net)[0].input_var
@@ -203,20 +204,18 @@ def train(name, mode, steps=20):
     rate = theano.shared(np.float32(0.01))
     step = theano.function(
         [x, target], cost, mode=mode,
-        updates=rule(cost, layers.get_all_params(net, trainable=True), learning_rate=rate))
-    validate = theano.function([x, target], loss(layers.get_output(net, deterministic=True),
-                                                 target).mean(), mode=mode)
-    assert on_device(step) == on_device(validate) == (mode is None)
+        updates=updates.nesterov_momentum(
+            cost, layers.get_all_params(net, trainable=True), learning_rate=rate))
+    assert on_device(step) == (mode is None)
     data = np.random.RandomState(0)
     losses = []
     for n in range(steps):
         rate.set_value(np.float32(0.02 - 0.0005 * n))  # as AdjustVariable does
         rows = 16 if n % 5 != 4 else 7  # the last batch of an epoch is smaller
-        batch = data.rand(*(rows,) + shape[1:]).astype('float32')
-        labels = data.randn(*(rows,) + target_shape[1:]).astype('float32') if target_shape else \
+        batch = data.rand(rows, *shape).astype('float32')
+        labels = data.randn(rows, *target_shape).astype('float32') if target_shape else \
             data.randint(0, 10, rows).astype('int32')
         losses.append(float(step(batch, labels)))
-        losses.append(float(validate(batch, labels)))
     return np.array(losses), layers.get_all_param_values(net)
 
 
@@ -224,11 +223,10 @@ def train(name, mode, steps=20):
 def test_twenty_steps(name):
     ours, our_weights = train(name, None)
     theirs, their_weights = train(name, C)
-    np.testing.assert_allclose(ours[:10], theirs[:10], rtol=1e-5)
+    np.testing.assert_allclose(ours[:5], theirs[:5], rtol=1e-5)
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
     for a, b in zip(our_weights, their_weights):
-        # Adam divides gradients next to zero by their own size, which enlarges their rounding.
-        np.testing.assert_allclose(a, b, atol=5e-3 if name == 'digits' else 1e-4)
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_same_seed_same_weights():

@@ -311,6 +311,23 @@ def test_out_of_memory_names_the_shapes(monkeypatch):
         big(X)
 
 
+def test_assert_and_print(capsys):
+    x = tt.matrix()
+    checked = tt.opt.Assert('not square')(x, tt.eq(x.shape[0], x.shape[1]))
+    positive = tt.opt.Assert('not positive')(x, tt.all(x >= 0))
+    f, g = theano.function([x], checked * 2), theano.function([x], positive * 2)
+    shown = theano.function([x], theano.printing.Print('this is x')(x).sum())
+    assert on_device(f) and on_device(g) and on_device(shown)
+    for _ in range(4):
+        np.testing.assert_array_equal(f(X[:, :2]), 2 * X[:, :2])
+        with pytest.raises(AssertionError, match='not square'):
+            f(X)
+        np.testing.assert_array_equal(g(X), 2 * X)
+        with pytest.raises(AssertionError, match='not positive'):
+            g(-X - 1)
+        assert shown(X) == 15 and 'this is x __str__ = [[0. 1. 2.]' in capsys.readouterr().out
+
+
 def test_errors_name_the_op():
     i = tt.iscalar()
     f = theano.function([i], theano.shared(X)[i])

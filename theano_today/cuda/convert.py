@@ -37,7 +37,8 @@ host : list of int or callable
 numbers : bool
     Whether Python numbers may stand in for tensors of one element.
 syncs : bool
-    Whether it looks at values on the device, so that it cannot be part of a CUDA graph.
+    Whether it looks at those of its inputs that are on the device, so that it cannot be part of a
+    CUDA graph.  The first input does not count where there are others: it is handed through.
 """
 
 _converters = {}

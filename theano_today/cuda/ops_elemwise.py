@@ -4,9 +4,11 @@ import math
 import torch
 from theano import scalar
 from theano.compile.ops import DeepCopyOp, Rebroadcast, SpecifyShape, ViewOp
+from theano.printing import Print
 from theano.scalar import basic_scipy
 from theano.tensor import basic, elemwise
 from theano.tensor.nnet import nnet, sigm
+from theano.tensor.opt import Assert
 
 from .convert import Unsupported, converts, torch_dtype
 
@@ -329,6 +331,29 @@ def _rebroadcast(node):
             if x.shape[axis] != 1:
                 raise ValueError('Dimension {} in Rebroadcast\'s input was supposed to be 1 '
                                  '(got {} instead)'.format(axis, x.shape[axis]))
+        return x
+    return run
+
+
+@converts(Assert, numbers=True, syncs=True)
+def _assert(node):
+    message = node.op.msg
+
+    def run(x, *conditions):
+        for condition in conditions:
+            holds = condition.all().item() if isinstance(condition, torch.Tensor) else condition
+            if not holds:
+                raise AssertionError(message)
+        return x
+    return run
+
+
+@converts(Print, syncs=True)
+def _print(node):
+    op = node.op
+
+    def run(x):
+        op.global_fn(op, x.cpu().numpy())
         return x
     return run
 

@@ -237,12 +237,9 @@ def _max_pool_grad(node):
     return run
 
 
-@converts(pool.DownsampleFactorMaxGradGrad, pool.MaxPoolRop, host=[3, 4, 5])
-def _max_pool_gather(node):
+@converts(pool.DownsampleFactorMaxGradGrad, host=[3, 4, 5])
+def _max_pool_grad_grad(node):
     op = node.op
-    of_rop = isinstance(op, pool.MaxPoolRop)
-    if of_rop:
-        raise Unsupported('the Op {}'.format(op))
 
     def run(x, maxima, values, ws, stride, pad):
         windows = _Windows(op, x.shape, ws, stride, pad)

@@ -94,7 +94,9 @@ def place(fgraph, order):
     for node in order:  # once it is known what else went to the host
         if node.outputs[0] not in host:
             converter = convert(node)
-            converters[node] = converter._replace(function=converter.function(node))
+            syncs = converter.syncs and not (
+                len(node.inputs) > 1 and all(map(on_host, node.inputs[1:])))
+            converters[node] = converter._replace(function=converter.function(node), syncs=syncs)
     return host, converters
 
 
