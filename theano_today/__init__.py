@@ -9,7 +9,8 @@ Importing this package
    (`theano_today.compat`),
 2. gives Theano the flags it needs: a BLAS from pip, float32, and so on (`default_flags`),
 3. tells the C library to keep freed memory, which Theano frees and takes again in every step,
-4. imports Theano and installs the CPU engine (`theano_today.cpu`).
+4. imports Theano and installs the CPU engine (`theano_today.cpu`), and with the flag
+   ``device=cuda`` the engine for NVIDIA GPUs (`theano_today.cuda`).
 
 A flag that you set in ``THEANO_FLAGS`` or in a ``.theanorc`` always wins over ours.
 """
@@ -166,16 +167,25 @@ def _set_up():
     _check_packages()
     _check_compiler()
     compat.install()
+    from . import cuda
+    flag = _user_flag('device')
+    gpu = cuda.torch_device(flag) if cuda.asked_for(flag) else None
     _set_flags()
     _load_blas()
     _keep_freed_memory()
-    _import_theano()
+    _import_theano(gpu)
     from . import cpu
     cpu.install()
+    if gpu is not None:
+        cuda.install(gpu)
 
 
-def _import_theano():
+def _import_theano(gpu):
     """Import Theano; say what to do when it cannot write the modules it compiles."""
+    flags = os.environ['THEANO_FLAGS']
+    if gpu is not None:
+        # Theano would look for its own backend; processes that we start shall see the user's flag.
+        os.environ['THEANO_FLAGS'] = flags + ',device=cpu'
     try:
         import theano  # noqa: F401
     except ValueError as error:
@@ -184,6 +194,8 @@ def _import_theano():
         raise SetupError(
             '{} Theano keeps the modules it compiles there; to name another folder, set the '
             'environment variable THEANO_FLAGS=base_compiledir=/a/folder.'.format(error)) from error
+    finally:
+        os.environ['THEANO_FLAGS'] = flags
 
 
 _set_up()

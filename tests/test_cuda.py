@@ -1,0 +1,150 @@
+"""The engine for NVIDIA GPUs, on PyTorch's CPU device: its flags, tests/cuda, kfkd.py with it."""
+import importlib.util
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+
+has_torch = importlib.util.find_spec('torch') is not None
+needs_torch = pytest.mark.skipif(
+    not has_torch, reason='PyTorch is not installed: pip install -r tests/requirements-cuda.txt')
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec('triton') is None,
+    reason='Triton is not installed: pip install triton')
+
+
+def run(args, flags='device=cuda', **environment):
+    """Run Python with Theano's flags beside those of this process."""
+    flags = ','.join(filter(None, [os.environ.get('THEANO_FLAGS'), flags]))
+    environment = dict(os.environ, THEANO_FLAGS=flags, **environment)
+    return subprocess.run([sys.executable] + args, env=environment, cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@needs_torch
+@pytest.mark.parametrize('name, mode', [
+    ('test_ops', 'eager'), ('test_nets', 'graph'), ('test_semantics', 'eager'),
+    ('test_semantics', 'graph')])
+def test_on_the_device(name, mode):
+    """The tests in tests/cuda; with 'graph', all but the calls of CUDA that capture a graph."""
+    done = run(['-m', 'pytest', '-q', '-W', 'ignore', '-p', 'no:cacheprovider',
+                os.path.join(HERE, 'cuda', name + '.py')],
+               THEANO_TODAY_TORCH='cpu', THEANO_TODAY_CUDA=mode)
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert ' passed' in done.stdout and 'skipped' not in done.stdout
+
+
+@needs_torch
+@needs_triton
+def test_kernel_of_the_random_streams():
+    done = run([os.path.join(HERE, 'cuda', 'check_triton.py')], THEANO_TODAY_TORCH='cpu',
+               TRITON_INTERPRET='1', PYTHONPATH=ROOT)
+    assert done.returncode == 0 and done.stdout.endswith('equal\n'), done.stdout
+
+
+@needs_torch
+@pytest.mark.parametrize('flag', ['cuda', 'cuda0', 'gpu', 'gpu0'])
+def test_flag(flag):
+    code = ('import theano_today, theano, os; '
+            'print(theano.function([], theano.shared(1.) * 2).fn.device); '
+            'print(os.environ["THEANO_FLAGS"])')
+    done = run(['-c', code], 'device=' + flag, THEANO_TODAY_TORCH='cpu')
+    assert done.stdout.startswith('cpu\n') and done.returncode == 0, done.stdout
+    # What this process starts sees the flag as the user gave it.
+    assert 'device=' + flag in done.stdout and 'device=cpu' not in done.stdout
+
+
+def error_of(code, flags='device=cuda', **environment):
+    done = run(['-c', code], flags, **environment)
+    assert done.returncode != 0
+    return done.stdout.strip().split('\n')[-1]
+
+
+def test_without_pytorch():
+    message = error_of('import sys; sys.modules["torch"] = None; import theano_today')
+    assert 'device=cuda needs PyTorch' in message and 'requirements-cuda.txt' in message
+
+
+def test_kfkd_says_it_in_one_line(tmp_path):
+    (tmp_path / 'sitecustomize.py').write_text('import sys; sys.modules["torch"] = None\n')
+    path = os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])
+    done = run(['kfkd.py', 'fit'], PYTHONPATH=path)
+    assert done.returncode == 1 and done.stdout.startswith('kfkd.py: device=cuda needs PyTorch')
+    assert done.stdout.count('\n') == 1
+
+
+@needs_torch
+def test_without_a_gpu():
+    message = error_of('import theano_today', CUDA_VISIBLE_DEVICES='')
+    assert 'SetupError: device=cuda' in message and 'nvidia-smi' in message
+
+
+@needs_torch
+def test_flags_with_typing_errors():
+    assert 'write cuda, or cuda0' in error_of('import theano_today', 'device=cuda:0')
+    assert 'the only value is cpu' in error_of('import theano_today', THEANO_TODAY_TORCH='gpu')
+
+
+def test_the_cpu_needs_no_pytorch():
+    code = ('import sys; sys.modules["torch"] = None; import theano_today, theano; '
+            'print(theano.function([], theano.shared(1.) * 2)())')
+    done = run(['-c', code], '')
+    assert done.returncode == 0 and done.stdout.strip() == '2.0'
+
+
+def test_pygpu_keeps_its_flag(tmp_path):
+    """Where Theano's own backend is installed, the flag goes to Theano."""
+    (tmp_path / 'pygpu.py').write_text('raise ImportError("this is Theano\'s own backend")\n')
+    path = os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])
+    done = run(['-c', 'import theano_today, theano; print(theano.config.device)'], PYTHONPATH=path)
+    assert "pygpu was configured but could not be imported" in done.stdout
+    assert done.stdout.strip().endswith('cuda')
+
+
+TRAIN = '''
+import sys
+import kfkd, lasagne, numpy as np
+kfkd.VERBOSE, kfkd.BATCH_SIZE = 0, 4
+lasagne.random.set_rng(np.random.RandomState(1))
+net = kfkd.build_net()
+rng = np.random.RandomState(0)
+X = rng.rand(15, 1, 96, 96).astype("float32")
+y = rng.uniform(-1, 1, (15, 30)).astype("float32")
+net.fit(X, y, epochs=2)
+kfkd.save(net, sys.argv[1])
+np.savez(sys.argv[1] + ".npz", X=X, predictions=net.predict(X), losses=[
+    (row["train_loss"], row["valid_loss"]) for row in net.train_history_])
+print(type(net.train_iter_.fn).__name__)
+'''
+
+PREDICT = '''
+import sys
+import kfkd, numpy as np
+saved = np.load(sys.argv[1] + ".npz")
+net = kfkd.load_nets(sys.argv[1])
+np.testing.assert_allclose(net.predict(saved["X"]), saved["predictions"], rtol=1e-4, atol=1e-5)
+print(type(net.predict_iter_.fn).__name__)
+'''
+
+
+@needs_torch
+def test_kfkd_unchanged(tmp_path):
+    """kfkd.py's net trains on the device as on the CPU, and each side reads the other's pickles."""
+    losses = []
+    for flags, program in (('device=cuda', 'Program'), ('', 'CVM')):
+        path = str(tmp_path / program)
+        done = run(['-c', TRAIN, path], flags, THEANO_TODAY_TORCH='cpu', PYTHONPATH=ROOT)
+        assert done.stdout.endswith(program + '\n'), done.stdout
+        losses.append(np.load(path + '.npz')['losses'])
+    assert losses[0].shape == (2, 2)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    for flags, program, path in (('device=cuda', 'Program', 'CVM'), ('', 'CVM', 'Program')):
+        code = PREDICT if flags else 'import sys; sys.modules["torch"] = None\n' + PREDICT
+        done = run(['-c', code, str(tmp_path / path)], flags, THEANO_TODAY_TORCH='cpu',
+                   PYTHONPATH=ROOT)
+        assert done.stdout.endswith(program + '\n'), done.stdout

@@ -1,0 +1,108 @@
+"""Theano on today's NVIDIA GPUs: a linker that runs its graphs on PyTorch.
+
+Theano's own backend for GPUs (libgpuarray, cuDNN up to 7) does not run with today's drivers.  The
+flag keeps its meaning and gets a new engine::
+
+    THEANO_FLAGS=device=cuda python kfkd.py       # or cuda0, cuda1, ..., gpu, gpu0, ...
+
+Nothing else changes: the same script, the same random numbers, the same pickles.
+
+==============  ==================================================================================
+linker.py       the default mode of `theano.function`, and the way back to the CPU
+program.py      what a compiled function is: shapes apart from values, straight lines, CUDA graphs
+storage.py      where the values of shared variables live
+convert.py      the registry of converters, from Ops to functions of tensors
+ops_*.py        the converters
+==============  ==================================================================================
+
+Environment variables
+---------------------
+THEANO_TODAY_TORCH : ``cpu``
+    Run the same programs on PyTorch's CPU device: for tests.
+THEANO_TODAY_CUDA : ``graph`` (default), ``compile``, ``eager``
+    How programs run on a GPU, see `program`.
+THEANO_TODAY_TF32 : ``1``
+    Let matrix products and convolutions round their factors to 10 bits (TensorFloat-32): faster,
+    and no longer equal to the CPU's results in the fourth digit.
+"""
+import importlib.util
+import os
+import re
+
+__all__ = ['asked_for', 'install']
+
+INSTALL = 'pip install -r requirements-cuda.txt'
+
+
+def asked_for(flag):
+    """Whether the value of Theano's flag ``device`` is for this engine.
+
+    Where pygpu is installed, Theano's own backend gets its flag.
+
+    Parameters
+    ----------
+    flag : str or None
+
+    Returns
+    -------
+    bool
+    """
+    return flag is not None and flag.startswith(('cuda', 'gpu')) and \
+        importlib.util.find_spec('pygpu') is None
+
+
+def torch_device(flag):
+    """Return the name of PyTorch's device for a value of Theano's flag ``device``.
+
+    Raises
+    ------
+    SetupError
+        If PyTorch is not installed or has no such device; the message says what to do.
+    """
+    from .. import SetupError
+    match = re.fullmatch(r'(?:cuda|gpu)(\d*)', flag)
+    if not match:
+        raise SetupError('device={}: write cuda, or cuda0, cuda1, ... for one of several GPUs.'
+                         .format(flag))
+    try:
+        import torch
+    except ImportError as error:
+        raise SetupError('device={} needs PyTorch, which cannot be imported ({}). Run: {}'.format(
+            flag, error, INSTALL)) from error
+    stand_in = os.environ.get('THEANO_TODAY_TORCH', '')
+    if stand_in == 'cpu':
+        return 'cpu'
+    if stand_in:
+        raise SetupError('THEANO_TODAY_TORCH={}: the only value is cpu.'.format(stand_in))
+    if not torch.cuda.is_available():
+        why = 'this PyTorch ({}) is built without CUDA'.format(torch.__version__) \
+            if torch.version.cuda is None else \
+            'PyTorch {} finds no NVIDIA GPU with a driver for CUDA {}'.format(
+                torch.__version__, torch.version.cuda)
+        raise SetupError('device={}: {}. Run nvidia-smi to see GPU and driver, and: {}. Without a '
+                         'GPU leave the flag device out.'.format(flag, why, INSTALL))
+    index = int(match.group(1) or 0)
+    if index >= torch.cuda.device_count():
+        raise SetupError('device={}: there are {} GPUs, counted from cuda0.'.format(
+            flag, torch.cuda.device_count()))
+    return 'cuda:{}'.format(index)
+
+
+def install(name):
+    """Make PyTorch's device `name` the place where functions of Theano's default mode run.
+
+    To be called once, after Theano has been imported.
+    """
+    import torch
+
+    from . import convert, linker, storage
+    convert.use_device(name)
+    if name != 'cpu':
+        torch.cuda.set_device(name)
+        tf32 = os.environ.get('THEANO_TODAY_TF32') == '1'
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
+        # The same seed gives the same weights.
+        torch.backends.cudnn.deterministic = True
+    storage.serve_host_programs(convert.device())
+    linker.register()

@@ -1,0 +1,158 @@
+"""The random streams of ops_random.py as one kernel for NVIDIA GPUs.
+
+The table of powers makes numbers from states by multiplication; stepping is cheaper.  So the steps
+are cut into chunks: an instance of the kernel takes a block of streams and one chunk, jumps to the
+start of the chunk by a table of powers, and steps from there in 32-bit integers.
+
+Triton comes with PyTorch for CUDA.  Elsewhere its interpreter (``TRITON_INTERPRET=1``) runs this.
+"""
+import functools
+
+import torch
+import triton
+import triton.language as tl
+
+STEPS = 32   # a chunk
+BLOCK = 128  # streams for one instance
+
+
+@triton.jit
+def _fold1(x):
+    """x modulo M1, for x below 2**63, up to one M1."""
+    x = (x & 0x7fffffff) + (x >> 31)
+    return (x & 0x7fffffff) + (x >> 31)
+
+
+@triton.jit
+def _fold2(x):
+    """x modulo M2, for x below 2**63, up to one M2."""
+    x = (x & 0x7fffffff) + (x >> 31) * 21069
+    x = (x & 0x7fffffff) + (x >> 31) * 21069
+    return (x & 0x7fffffff) + (x >> 31) * 21069
+
+
+@triton.jit
+def _dot1(row, a, b, c):
+    x = _fold1(tl.load(row) * a) + _fold1(tl.load(row + 1) * b) + _fold1(tl.load(row + 2) * c)
+    x = _fold1(x)
+    return tl.where(x >= 2147483647, x - 2147483647, x).to(tl.uint32)
+
+
+@triton.jit
+def _dot2(row, a, b, c):
+    x = _fold2(tl.load(row) * a) + _fold2(tl.load(row + 1) * b) + _fold2(tl.load(row + 2) * c)
+    x = _fold2(x)
+    return tl.where(x >= 2147462579, x - 2147462579, x).to(tl.uint32)
+
+
+@triton.jit
+def _wrap(x, modulus):
+    return tl.where(x >= modulus, x - modulus, x)
+
+
+@triton.jit
+def _kernel(state, jumps, numbers, streams, count, norm, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+    stream = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    chunk = tl.program_id(1)
+    inside = stream < streams
+    old = state + stream * 6
+    a = tl.load(old, mask=inside, other=0).to(tl.int64)
+    b = tl.load(old + 1, mask=inside, other=0).to(tl.int64)
+    c = tl.load(old + 2, mask=inside, other=0).to(tl.int64)
+    jump = jumps + chunk * 18
+    x11 = _dot1(jump, a, b, c)
+    x12 = _dot1(jump + 3, a, b, c)
+    x13 = _dot1(jump + 6, a, b, c)
+    a = tl.load(old + 3, mask=inside, other=0).to(tl.int64)
+    b = tl.load(old + 4, mask=inside, other=0).to(tl.int64)
+    c = tl.load(old + 5, mask=inside, other=0).to(tl.int64)
+    x21 = _dot2(jump + 9, a, b, c)
+    x22 = _dot2(jump + 12, a, b, c)
+    x23 = _dot2(jump + 15, a, b, c)
+    # 32 bits without a sign hold every sum of two numbers below the moduli.
+    M1 = tl.full([1], 2147483647, tl.uint32)
+    M2 = tl.full([1], 2147462579, tl.uint32)
+    position = (chunk * STEPS).to(tl.int64) * streams + stream
+    for _ in range(STEPS):
+        y = _wrap(((x12 & 511) << 22) + (x12 >> 9) + ((x13 & 16777215) << 7) + (x13 >> 24), M1)
+        y = _wrap(y + x13, M1)
+        x13 = x12
+        x12 = x11
+        x11 = y
+        y = _wrap(((x21 & 65535) << 15) + (x21 >> 16) * 21069, M2)
+        z = _wrap(((x23 & 65535) << 15) + (x23 >> 16) * 21069, M2)
+        z = _wrap(_wrap(z + x23, M2) + y, M2)
+        x23 = x22
+        x22 = x21
+        x21 = z
+        difference = tl.where(x11 > x21, x11 - x21, x11 - x21 + M1)
+        tl.store(numbers + position, difference.to(tl.int32).to(tl.float32) * norm,
+                 mask=inside & (position < count))
+        position += streams
+
+
+def _matrix_power(matrix, n, modulus):
+    """``matrix ** n`` modulo `modulus`, in Python's integers."""
+    result = [[int(i == j) for j in range(3)] for i in range(3)]
+    while n:
+        if n & 1:
+            result = _times(result, matrix, modulus)
+        matrix, n = _times(matrix, matrix, modulus), n >> 1
+    return result
+
+
+def _times(a, b, modulus):
+    return [[sum(a[i][k] * b[k][j] for k in range(3)) % modulus for j in range(3)]
+            for i in range(3)]
+
+
+@functools.lru_cache(maxsize=64)
+def jumps_for(matrices, moduli, streams, count, device):
+    """Powers that lead to the start of each chunk: int64 of shape (chunks, 18).
+
+    Parameters
+    ----------
+    matrices : pair of 3x3 tuples
+        Of the two recurrences.
+    moduli : pair of int
+    streams, count : int
+    device : torch.device
+    """
+    chunks = -(-count // (streams * STEPS))
+    steps = [_matrix_power(matrix, STEPS, modulus) for matrix, modulus in zip(matrices, moduli)]
+    current = [_matrix_power(matrix, 0, 1 << 31) for matrix in matrices]
+    rows = []
+    for _ in range(chunks):
+        rows.append([number for matrix in current for row in matrix for number in row])
+        current = [_times(matrix, step, modulus)
+                   for matrix, step, modulus in zip(current, steps, moduli)]
+    return torch.tensor(rows, dtype=torch.int64).to(device)
+
+
+@torch.library.custom_op('theano_today::mrg_uniform', mutates_args=())
+def uniform(state: torch.Tensor, jumps: torch.Tensor, count: int, norm: float) -> torch.Tensor:
+    """Draw `count` float32 numbers; see `ops_random.mrg_uniform`, which keeps the state.
+
+    Parameters
+    ----------
+    state : int32 tensor, shape (streams, 6), contiguous
+    jumps : tensor
+        From `jumps_for`.
+    count : int
+    norm : float
+        The factor between integers and numbers.
+
+    Returns
+    -------
+    float32 tensor, shape (count,)
+    """
+    streams = state.shape[0]
+    numbers = torch.empty(count, dtype=torch.float32, device=state.device)
+    _kernel[(-(-streams // BLOCK), jumps.shape[0])](state, jumps, numbers, streams, count, norm,
+                                                    STEPS=STEPS, BLOCK=BLOCK)
+    return numbers
+
+
+@uniform.register_fake
+def _(state, jumps, count, norm):  # what torch.compile needs to know
+    return state.new_empty(count, dtype=torch.float32)
