@@ -586,7 +586,7 @@ class TimeLeft(object):
 
     def __call__(self, nn, train_history):
         # The first epoch tells little: Theano compiles in it.
-        if time.time() < self.printed + self.every or len(train_history) < 2:
+        if time.time() < self.printed + self.every or len(train_history) < 2 or not nn.verbose:
             return
         self.printed = time.time()
         epoch = train_history[-1]['epoch']
