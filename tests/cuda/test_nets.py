@@ -20,15 +20,16 @@ def test_layer(name):
     output = layers.get_output(layer, deterministic=True)
     input_var = layers.get_all_layers(layer)[0].input_var
     wrt = [input_var] + params
-    f = theano.function([input_var], [output] + theano.grad((output ** 2).sum(), wrt))
+    # Theano's own optimizer does not come to an end with the gradient of the square of this one.
+    gradients = [] if name == 'pad' else theano.grad((output ** 2).sum(), wrt)
+    f = theano.function([input_var], [output] + gradients)
     assert on_device(f)
     expected = reference(x, *[p.get_value() for p in params])
     for _ in range(3):
         results = f(x)
         np.testing.assert_allclose(results[0], expected, rtol=1e-4, atol=1e-5)
-    if 'conv' not in name:  # Theano has no Python code for convolution; see test_ops
-        host = theano.function([input_var], theano.grad((output ** 2).sum(), wrt),
-                               mode=PYTHON)
+    if gradients and 'conv' not in name:  # Theano has no Python code for convolution; see test_ops
+        host = theano.function([input_var], gradients, mode=PYTHON)
         for ours, theirs in zip(results[1:], host(x)):
             assert_close(ours, theirs, rtol=1e-4)
 
