@@ -175,14 +175,15 @@ def read_table(fname, columns):
     for name in columns:
         if name not in table.columns:
             raise DataError('{} has no column {}. Its columns are: {}. Is it the right file, '
-                            'separated by commas?'.format(fname, name, repr(header[:5])[1:-1][:200]))
+                            'separated by commas?'.format(
+                                fname, name, repr(header[:5])[1:-1][:200]))
     if table.empty:
         raise DataError('{} has a header but no rows.'.format(fname))
     return table
 
 
 def check_header(f, fname):
-    """Return the names in the first line of an open CSV file; look before pandas takes gigabytes."""
+    """Return the names in the header of an open CSV file; look before pandas takes gigabytes."""
     size = os.fstat(f.fileno()).st_size
     if size > LARGEST_TABLE:
         raise DataError('{} has {:.1f} GB; at most {:.1f} are expected. Is it the right file? '
@@ -675,8 +676,8 @@ def fit(keep_checkpoint=False):
     Parameters
     ----------
     keep_checkpoint : bool
-        Leave the checkpoint there in the end, so that calling `fit` again gives the same net at once:
-        for programs with further steps that may be stopped.
+        Leave the checkpoint there in the end, so that calling `fit` again gives the same net at
+        once: for programs with further steps that may be stopped.
 
     Returns
     -------
@@ -716,8 +717,8 @@ def train(model, X, y, name):
     Returns
     -------
     None or exception
-        If the training ended too early, what to raise when the best weights, which `model` then has,
-        have been saved.
+        If the training ended too early, what to raise when the best weights, which `model` then
+        has, have been saved.
     """
     check_enough(X)
     stopped = None
@@ -756,8 +757,8 @@ def interrupted(model):
 
 def must_stay(X, y, name):
     """What a training can only go on with when it has not changed."""
-    names = ['AUGMENT', 'BATCH_SIZE', 'EVAL_SIZE', 'LEARNING_RATE', 'MOMENTUM', 'NET', 'PATIENCE', 'SEED',
-             'STANDARDIZE', 'MAX_EPOCHS' if name == 'net' else 'SPECIALIST_SAMPLES']
+    names = ['AUGMENT', 'BATCH_SIZE', 'EVAL_SIZE', 'LEARNING_RATE', 'MOMENTUM', 'NET', 'PATIENCE',
+             'SEED', 'STANDARDIZE', 'MAX_EPOCHS' if name == 'net' else 'SPECIALIST_SAMPLES']
     settings = {constant: globals()[constant] for constant in names}
     settings['the faces in ' + os.path.basename(FTRAIN)] = digest(X)
     settings['the labels in ' + os.path.basename(FTRAIN)] = digest(y)
@@ -773,14 +774,14 @@ def why_diverged(model):
     if far[name].max() > 1000:  # ten times the size of the image
         row = far[name].idxmax()
         value = far[name][row] if name == 'Image' else df[name][row]
-        return 'Most likely the cause is {}, line {}, column {}: {:g}. Mend or remove that row.'.format(
-            FTRAIN, row + 2, name, value)
+        return ('Most likely the cause is {}, line {}, column {}: {:g}. Mend or remove that row.'
+                .format(FTRAIN, row + 2, name, value))
     return 'Most likely the learning rate, now {:g}, is too high: lower LEARNING_RATE, {}.'.format(
         float(model.update_learning_rate.get_value()), LEARNING_RATE)
 
 
 def remove_checkpoints(*names):
-    """Remove the checkpoints of these trainings: 'net', 'specialist-1', ... ; of all without names."""
+    """Remove the checkpoints of these trainings ('net', 'specialist-1', ...), or of all."""
     for name in names or ['net', 'specialist-*']:
         for fname in glob.glob(FCHECKPOINT.format(name=name)):
             os.remove(fname)
@@ -797,8 +798,8 @@ def save(nets, fname):
 def load_nets(fname):
     """Unpickle what `save` has written.  No code that a stranger has put into the file is run.
 
-    Nets may refer to the classes of Lasagne and nolearn, of this module, of `build_net`'s net as it is
-    now, and to TRUSTED.
+    Nets may refer to the classes of Lasagne and nolearn, of this module, of `build_net`'s net as it
+    is now, and to TRUSTED.
     """
     trusted = [AdjustVariable, EarlyStopping, TimeLeft, FaceBatchIterator, FlipBatchIterator,
                AffineFaceBatchIterator, ActivationMonitor, GradientMonitor, UpdateMonitor]
@@ -813,8 +814,8 @@ def load_nets(fname):
         raise DataError('{} is not there: run the steps before this one, or name the file.'
                         .format(fname))
     except pickle.UnpicklingError as error:
-        raise DataError('{} is not a file of nets that this program has written: {}. Classes of your '
-                        'own belong in TRUSTED.'.format(fname, error))
+        raise DataError('{} is not a file of nets that this program has written: {}. Classes of '
+                        'your own belong in TRUSTED.'.format(fname, error))
 
 
 # ------------------------------------------------------------------ slide "Fine Tune Pre-Trained"

@@ -213,7 +213,8 @@ HOSTILE = {
     'a negative length': b'\x80\x02\x8b' + struct.pack('<i', -5) + b'abc.',
     'a huge place in the memo': b'\x80\x02r' + struct.pack('<I', 2 ** 32 - 1) + b'.',
     'a billion small objects': b'\x80\x02' + b'}' * 2000000 + b'.',
-    'a key that hashes for ever': b'\x80\x04)q\x00' + b'0h\x00h\x00\x86q\x00' * 100 + b'0}h\x00Ns.',
+    'a key that hashes for ever':
+        b'\x80\x04)q\x00' + b'0h\x00h\x00\x86q\x00' * 100 + b'0}h\x00Ns.',
     'a protocol to come': b'\x80\x63N.',
     'no end': b'\x80\x04]',
     'an empty stack': b'\x80\x04.',

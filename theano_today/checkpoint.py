@@ -3,9 +3,10 @@
     with Checkpoint('checkpoint.npz', net, settings):
         net.fit(X, y)
 
-writes a checkpoint every few minutes, and when the process is told to stop (Ctrl-C, SIGTERM, SIGHUP).
-The same lines in a new process go on from there and end in the same weights and the same history, bit
-for bit, as a training that was never interrupted, given the same packages and number of threads.
+writes a checkpoint every few minutes, and when the process is told to stop (Ctrl-C, SIGTERM,
+SIGHUP).  The same lines in a new process go on from there and end in the same weights and the same
+history, bit for bit, as a training that was never interrupted, given the same packages and number
+of threads.
 
 Works with any nolearn net.  A checkpoint holds the weights, the state of the update rule, Theano's
 random streams, those of NumPy and Lasagne, the history, and the attributes of handlers and batch
@@ -13,8 +14,8 @@ iterators.
 
 A checkpoint may fall between any two batches.  nolearn keeps the losses of an unfinished epoch in
 local variables, so they are recorded here (`_Recorder`).  To go on in the middle of an epoch, that
-epoch is begun again from the state its batch iterator had at its start; the batches already done are
-drawn again, which brings the iterator to where it was, and answered from the record.
+epoch is begun again from the state its batch iterator had at its start; the batches already done
+are drawn again, which brings the iterator to where it was, and answered from the record.
 
 The file is a NumPy archive (.npz, no pickles): arrays named by the BLAKE2 hash of their content, so
 that equal ones are written once, and a JSON text with everything else.
@@ -246,7 +247,7 @@ def _text_digest(text):
 
 
 def _read_array(data):
-    """Read an .npy file from bytes; unlike `numpy.load`, never take more memory than it has bytes."""
+    """Read an .npy file from bytes; unlike `numpy.load`, take no more memory than it has bytes."""
     f = io.BytesIO(data)
     if np.lib.format.read_magic(f) != (1, 0):
         raise ValueError('an array of another version of the .npy format')
@@ -296,10 +297,10 @@ class Checkpoint:
 
     Notes
     -----
-    Attributes of handlers are kept if they are numbers, strings, arrays, random generators, or lists,
-    tuples and dictionaries of these; a message names those that are not.  nolearn's shuffling
-    iterators (``shuffle=True``) reorder the caller's arrays from epoch to epoch, which going on
-    could not repeat; they are refused.  The program's code is not compared.
+    Attributes of handlers are kept if they are numbers, strings, arrays, random generators, or
+    lists, tuples and dictionaries of these; a message names those that are not.  nolearn's
+    shuffling iterators (``shuffle=True``) reorder the caller's arrays from epoch to epoch, which
+    going on could not repeat; they are refused.  The program's code is not compared.
     """
     share = 0.01
 
@@ -339,8 +340,9 @@ class Checkpoint:
             train_iter_=self.recorder,
             train_loop=self._train_loop,
             on_training_started=original['on_training_started'] + [self._started],
-            on_batch_finished=[self._unless_replaying(handler)
-                               for handler in original['on_batch_finished']] + [self._batch_finished],
+            on_batch_finished=[
+                self._unless_replaying(handler) for handler in original['on_batch_finished']
+            ] + [self._batch_finished],
             on_epoch_finished=original['on_epoch_finished'] + [self._epoch_finished],
             on_training_finished=original['on_training_finished'] + [self._finished])
         self.original = dict(original, train_iter_=self.recorder.function)
@@ -363,8 +365,8 @@ class Checkpoint:
         if again or not self.begun:
             raise Stopped(signum)
         with contextlib.suppress(OSError):  # the terminal may be gone
-            print('\n# Stopping after this batch. Once more stops at once and loses what {} does not '
-                  'have.'.format(self.fname), file=sys.stderr, flush=True)
+            print('\n# Stopping after this batch. Once more stops at once and loses what {} does '
+                  'not have.'.format(self.fname), file=sys.stderr, flush=True)
 
     def _unless_replaying(self, handler):
         return lambda net, history: None if self.recorder.replaying else handler(net, history)
@@ -419,8 +421,8 @@ class Checkpoint:
     def _begin_epoch(self):
         """Note what going on in the middle of the epoch to come has to begin with."""
         arrays = {}
-        state = dict(iterators=[self._attributes(iterator, arrays) for iterator in self._iterators()],
-                     random=_global_random(arrays))
+        iterators = [self._attributes(iterator, arrays) for iterator in self._iterators()]
+        state = dict(iterators=iterators, random=_global_random(arrays))
         self.epoch_start = state, {name: array.copy() for name, array in arrays.items()}
 
     def _iterators(self):
@@ -595,7 +597,7 @@ def _set_global_random(streams):
 
 
 def _settings(net):
-    """What a net is made of: its layers, its plain settings, its iterator, and its first weights."""
+    """What a net is made of: its layers, plain settings, iterator and first weights."""
     settings = {'layers': [
         [type(layer).__name__, list(layer.output_shape)] for layer in net.get_all_layers()]}
     for name, value in net.get_params(deep=False).items():
@@ -612,7 +614,7 @@ def _settings(net):
 
 
 def _as_in_file(settings):
-    """What the settings will be when they come back from the file: tuples become lists, and so on."""
+    """What settings are when they come back from the file: tuples become lists, and so on."""
     return json.loads(json.dumps(settings, default=lambda value: (
         value.tolist() if isinstance(value, (np.generic, np.ndarray)) else repr(value))))
 
@@ -627,11 +629,12 @@ def _machine():
     """What else the last bits of a training depend on."""
     processor = platform.machine()
     with contextlib.suppress(OSError), open('/proc/cpuinfo') as f:
-        processor = next((line.split(':')[1].strip() for line in f if line.startswith('model name')),
-                         processor)
+        names = [line.split(':')[1].strip() for line in f if line.startswith('model name')]
+        processor = (names or [processor])[0]
     cores = os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count())
     return {
-        'the number of threads (OMP_NUM_THREADS)': os.environ.get('OMP_NUM_THREADS', str(len(cores))),
+        'the number of threads (OMP_NUM_THREADS)':
+            os.environ.get('OMP_NUM_THREADS', str(len(cores))),
         'the version of Python': platform.python_version(),
         'the version of NumPy': np.__version__,
         'the version of Theano': theano.__version__,

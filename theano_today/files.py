@@ -131,7 +131,8 @@ def check_writable(fname):
         os.close(handle)
         os.remove(temporary)
     except OSError as error:
-        raise FileError('{} cannot be written: {}.'.format(fname, error.strerror or error)) from error
+        raise FileError('{} cannot be written: {}.'.format(
+            fname, error.strerror or error)) from error
 
 
 def remove_leftovers(*patterns):

@@ -1,7 +1,7 @@
 """Load pickles of nolearn nets without running what else they may hold.
 
-    net = safe_pickle.load(f)                           # nets of Lasagne's and nolearn's own classes
-    net = safe_pickle.load(f, trusted=[MyIterator])     # and of these
+    net = safe_pickle.load(f)                         # nets of Lasagne's and nolearn's own classes
+    net = safe_pickle.load(f, trusted=[MyIterator])   # and of these
 
 A pickle is a program: it may name any function of any module and call it.  Here it may only
 
@@ -12,9 +12,9 @@ A pickle is a program: it may name any function of any module and call it.  Here
   its own, because NumPy trusts its arguments and a false one would reach beyond its memory;
 - make instances of the classes in the table, without arguments, and give them attributes.
 
-Lengths are checked against the file before memory is taken, keys of dictionaries are kept simple (the
-hash of nested tuples that share parts takes for ever), and a net's layers must be classes: nolearn
-imports whatever a layer's name in a string says.
+Lengths are checked against the file before memory is taken, keys of dictionaries are kept simple
+(the hash of nested tuples that share parts takes for ever), and a net's layers must be classes:
+nolearn imports whatever a layer's name in a string says.
 """
 import inspect
 import io
@@ -36,9 +36,9 @@ __all__ = ['allowed', 'load', 'loads']
 # persistent ids, the extension registry, out-of-band buffers, sets, __newobj_ex__, and the text
 # opcodes of the old protocols.
 OPCODES = [getattr(pickle, name)[0] for name in (
-    'PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT '
-    'SHORT_BINUNICODE BINUNICODE SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_TUPLE TUPLE1 '
-    'TUPLE2 TUPLE3 TUPLE EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS BINPUT LONG_BINPUT '
+    'PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 '
+    'BINFLOAT SHORT_BINUNICODE BINUNICODE SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_TUPLE '
+    'TUPLE1 TUPLE2 TUPLE3 TUPLE EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS BINPUT LONG_BINPUT '
     'MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD').split()]
 
 # Methods that may be among a net's handlers: those named after the events of nolearn.
@@ -53,7 +53,7 @@ def _refuse(what):
     raise pickle.UnpicklingError(what)
 
 
-# ------------------------------------------------------------------- what a pickle may name and call
+# ----------------------------------------------------------------- what a pickle may name and call
 
 class _Call:
     """A name that may be called: the function that is called in its place."""
@@ -286,8 +286,9 @@ class _Unpickler(pickle._Unpickler):
         try:
             return self.table[module, name]
         except (KeyError, TypeError):
-            _refuse('the class or function {}.{}, which is none of those that belong to a net'.format(
-                *(str(part)[:200].encode('unicode_escape').decode() for part in (module, name))))
+            named = '.'.join(str(part)[:200] for part in (module, name))
+            _refuse('the class or function {}, which is none of those that belong to a net'.format(
+                named.encode('unicode_escape').decode()))
 
     def load_frame(self):
         size, = struct.unpack('<Q', self.read(8))
@@ -311,7 +312,8 @@ class _Unpickler(pickle._Unpickler):
         args = self.stack.pop()
         cls = self.stack.pop()
         if not inspect.isclass(cls) or args != () or issubclass(cls, Layer):
-            _refuse('an object of the class {}'.format(getattr(cls, '__name__', type(cls).__name__)))
+            _refuse('an object of the class {}'.format(
+                getattr(cls, '__name__', type(cls).__name__)))
         self.append(cls.__new__(cls))
 
     def load_build(self):
@@ -355,7 +357,8 @@ class _Unpickler(pickle._Unpickler):
             self.stack[-1][key] = value
 
     for _opcode, _method in ((pickle.FRAME, load_frame), (pickle.BYTEARRAY8, load_bytearray8),
-                             (pickle.REDUCE, load_reduce), (pickle.NEWOBJ, load_newobj), (pickle.BUILD, load_build),
+                             (pickle.REDUCE, load_reduce), (pickle.NEWOBJ, load_newobj),
+                             (pickle.BUILD, load_build),
                              (pickle.APPEND, load_append), (pickle.APPENDS, load_appends),
                              (pickle.SETITEM, load_setitem), (pickle.SETITEMS, load_setitems)):
         dispatch[_opcode[0]] = _method
@@ -375,8 +378,8 @@ def load(f, trusted=()):
     Raises
     ------
     pickle.UnpicklingError
-        If it holds something else than nets of known classes, or is damaged.  Nothing of it has been
-        run then.
+        If it holds something else than nets of known classes, or is damaged.  Nothing of it has
+        been run then.
     """
     return _load(_Reader(f, os.fstat(f.fileno()).st_size), trusted)
 
