@@ -105,7 +105,7 @@ class Record(object):
         scale : float
             From the square root of the loss to the unit of the labels: 48 for pixels.
         """
-        if self.root is None:
+        if self.root is None or not model.train_history_:
             return
         history = pd.DataFrame([{key: value for key, value in row.items() if np.isscalar(value)}
                                 for row in model.train_history_])
