@@ -184,6 +184,10 @@ def run(argv=(), set={}, kill=None, nth=1, signum=signal.SIGKILL, full=None):
 
 
 if __name__ == '__main__':
+    # A job in the background, as CI may be, is started with signals ignored, and kfkd leaves those be.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in 'SIGTERM', 'SIGHUP':
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
     prepare(sys.argv[1])
     print(json.dumps('ready'), flush=True)
     for line in sys.stdin:
