@@ -184,6 +184,7 @@ def run(argv=(), set={}, kill=None, nth=1, signum=signal.SIGKILL, full=None):
 
 
 if __name__ == '__main__':
+    sys.stdout.reconfigure(line_buffering=True)  # in one file with what goes to stderr, in order
     # A job in the background, as CI may be, is started with signals ignored, and kfkd leaves those be.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in 'SIGTERM', 'SIGHUP':
