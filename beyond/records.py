@@ -62,7 +62,7 @@ class Record(object):
         self.content = dict(
             name=name, command=list(argv), state='running', message='',
             started=datetime.now().isoformat(timespec='seconds'), seconds=None,
-            constants={}, data={}, nets={}, results={}, machine=_machine(), versions=_versions())
+            constants={}, data={}, nets={}, results={}, machine={}, versions={})
         self._start = time.time()
 
     def __enter__(self):
@@ -157,6 +157,7 @@ class Record(object):
                 raise FileError('{} cannot be made: {}.'.format(folder, error.strerror)) from error
             break
         self.folder = folder
+        self.content.update(machine=_machine(), versions=_versions())
         self.files.append(os.path.abspath(self.module.__file__))
         print('The record of this run is in {}.'.format(folder))
 
