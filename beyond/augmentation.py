@@ -4,12 +4,11 @@
     net.batch_iterator_train = AffineBatchIterator(128)                     # the slide's ranges
     net.batch_iterator_train = AffineBatchIterator(128, **PRESETS['faces'])  # for upright faces
 """
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import theano.tensor as T
 from nolearn.lasagne import BatchIterator
+
+from theano_today.batches import ahead
 
 # Columns that change places when a face with all 15 points is mirrored, as in kfkd.py.
 FACE_FLIP_INDICES = (
@@ -119,7 +118,8 @@ class AffineBatchIterator(BatchIterator):
         the size if not given, 48 of 0..95.
     prefetch : int
         Batches that a thread prepares ahead.  0 (default) is enough where a training step takes
-        longer than some 10 ms; set 2 if a GPU would wait.  The batches are the same.
+        longer than some 10 ms; with device=cuda all iterators are one batch ahead, set 2 if the GPU
+        waits even so.  The batches are the same.
     shuffle, seed
         As in nolearn's BatchIterator.  The same seed gives the same batches.
 
@@ -308,23 +308,6 @@ def warp(images, matrices, middle, border='replicate'):
             cv2.warpAffine(plane, source, plane.shape[::-1], out,
                            cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, border)
     return warped
-
-
-def ahead(batches, number):
-    """Let a thread prepare the next few of some batches; errors in it come out here.
-
-    The thread ends with the last batch, or when the generator is closed: at the latest when nobody
-    holds it any more.
-    """
-    batches, done = iter(batches), object()
-    with ThreadPoolExecutor(1) as thread:
-        pending = deque(thread.submit(next, batches, done) for _ in range(number))
-        while True:
-            batch = pending.popleft().result()
-            if batch is done:
-                return
-            pending.append(thread.submit(next, batches, done))
-            yield batch
 
 
 def _range(name, values, above=-np.inf, below=np.inf):

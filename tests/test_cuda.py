@@ -29,7 +29,7 @@ def run(args, flags='device=cuda', **environment):
 @needs_torch
 @pytest.mark.parametrize('name, mode', [
     ('test_ops', 'eager'), ('test_nets', 'graph'), ('test_semantics', 'eager'),
-    ('test_semantics', 'graph')])
+    ('test_semantics', 'graph'), ('test_feeding', 'graph'), ('test_pretend', 'eager')])
 def test_on_the_device(name, mode):
     """The tests in tests/cuda; with 'graph', all but the calls of CUDA that capture a graph."""
     done = run(['-m', 'pytest', '-q', '-W', 'ignore', '-p', 'no:cacheprovider',

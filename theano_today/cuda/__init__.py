@@ -95,6 +95,7 @@ def install(name):
     """
     import torch
 
+    from .. import batches
     from . import convert, linker, storage
     convert.use_device(name)
     if name != 'cpu':
@@ -106,3 +107,4 @@ def install(name):
         torch.backends.cudnn.deterministic = True
     storage.serve_host_programs(convert.device())
     linker.register()
+    batches.run_ahead(storage.pinned if name != 'cpu' else lambda array: array)

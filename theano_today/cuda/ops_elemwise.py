@@ -274,7 +274,8 @@ _REDUCTIONS = {
     scalar.Minimum: lambda x, axes, dtype: torch.amin(x, axes),
     scalar.AND: lambda x, axes, dtype: torch.all(x != 0, axes),
     scalar.OR: lambda x, axes, dtype: torch.any(x != 0, axes),
-    elemwise.MulWithoutZeros: lambda x, axes, dtype: _prod(torch.where(x == 0, 1, x), axes, dtype),
+    elemwise.MulWithoutZeros: lambda x, axes, dtype: torch.where(  # 0 where nothing else is
+        torch.any(x != 0, axes), _prod(torch.where(x == 0, 1, x), axes, dtype), 0),
 }
 
 

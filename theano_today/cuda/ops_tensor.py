@@ -1,4 +1,6 @@
 """Shapes, indexing, joining and matrix products."""
+import functools
+
 import numpy as np
 import torch
 from theano.compile.ops import Shape, Shape_i
@@ -95,6 +97,12 @@ def _split(node):
     return run
 
 
+@functools.lru_cache(maxsize=256)  # a CUDA graph must not copy from the host
+def _kept(numbers, device):
+    """Integers as a tensor on the device."""
+    return torch.tensor(numbers, dtype=torch.int64).to(device)
+
+
 @converts(extra_ops.RepeatOp, host=[1])
 def _repeat(node):
     axis = node.op.axis
@@ -102,9 +110,13 @@ def _repeat(node):
     def run(x, repeats):
         if repeats.ndim == 0:
             return torch.repeat_interleave(x, int(repeats), axis)
-        counts = torch.as_tensor(repeats.astype('int64'), device=x.device)
-        # With the length given, PyTorch need not wait for the device to learn it.
-        return torch.repeat_interleave(x, counts, axis, output_size=int(repeats.sum()))
+        places = np.repeat(np.arange(len(repeats)), repeats)
+        if axis is None:
+            x = x.reshape(-1)
+        if len(repeats) != x.shape[axis or 0]:
+            raise ValueError('RepeatOp: {} numbers of repeats for a length of {}.'.format(
+                len(repeats), x.shape[axis or 0]))
+        return x.index_select(axis or 0, _kept(tuple(places.tolist()), x.device))
     return run
 
 
@@ -229,18 +241,26 @@ def _check_advanced(node, first):
             if isinstance(variable.type, (SliceType, NoneTypeT))]
 
 
-def _advanced_index(x, indices):
-    """Return indices that PyTorch takes; slices must not step backwards."""
-    indices = [_index_tensor(i) if isinstance(i, torch.Tensor) else i for i in indices]
-    if any(isinstance(i, slice) and (i.step or 1) < 0 for i in indices):
-        raise NotImplementedError('a slice with a negative step among index arrays')
-    return tuple(slice(*[None if v is None else int(v) for v in (i.start, i.stop, i.step)])
-                 if isinstance(i, slice) else i for i in indices)
+def _advanced_get(x, indices):
+    """``x[indices]`` with NumPy's meaning: slices, which may step backwards, come first."""
+    slices, axis = [], 0
+    for index in indices:
+        if isinstance(index, slice):
+            slices.append(slice(*[None if n is None else int(n)
+                                  for n in (index.start, index.stop, index.step)]))
+        elif index is not None:
+            slices.append(slice(None))
+    forward, flipped = _forward_steps(slices, x.shape)
+    x = x[forward]
+    if flipped:
+        x = x.flip(flipped)
+    return x[tuple(_index_tensor(i) if isinstance(i, torch.Tensor) else
+                   i if i is None else slice(None) for i in indices)]
 
 
 @converts(subtensor.AdvancedSubtensor, host=lambda node: _check_advanced(node, 1))
 def _advanced_subtensor(node):
-    return lambda x, *indices: x[_advanced_index(x, indices)]
+    return lambda x, *indices: _advanced_get(x, indices)
 
 
 @converts(subtensor.AdvancedIncSubtensor, host=lambda node: _check_advanced(node, 2))
@@ -249,15 +269,15 @@ def _advanced_inc_subtensor(node):
 
     def run(x, y, *indices):
         result = x.clone(memory_format=torch.contiguous_format)
-        indices = _advanced_index(x, indices)
         if any(isinstance(i, slice) or i is None for i in indices):
             # Number the elements, index the numbers as NumPy would the elements, put by number.
-            numbers = torch.arange(x.numel(), device=x.device).reshape(x.shape)[indices]
+            numbers = torch.arange(x.numel(), device=x.device).reshape(x.shape)
+            numbers = _advanced_get(numbers, indices)
             y = y.to(x.dtype).expand(numbers.shape)
             result.view(-1).index_put_((numbers.reshape(-1),), y.reshape(-1),
                                        accumulate=accumulate)
             return result
-        return _put(result, indices, y, accumulate)
+        return _put(result, tuple(map(_index_tensor, indices)), y, accumulate)
     return run
 
 

@@ -245,7 +245,7 @@ class Program:
 
     def _staged(self, tensor, position):
         """Copy `tensor` into memory from which the device can copy while the host goes on."""
-        if self.device.type == 'cpu':
+        if self.device.type == 'cpu' or tensor.is_pinned():
             return tensor
         key = position, tensor.shape
         if key not in self._staging:
@@ -519,10 +519,18 @@ class CudaGraph:
         What `step` returned; `replay` computes the tensors in it anew.
     """
 
+    #: All graphs work in the same memory: they run one after the other, and what one computes is
+    #: copied before the next one runs.
+    pool = None
+
     def __init__(self, step):
         torch.cuda.synchronize()
+        if CudaGraph.pool is None:
+            CudaGraph.pool = torch.cuda.graph_pool_handle()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # thread_local: the thread that prepares batches may allocate page-locked memory meanwhile.
+        with torch.cuda.graph(self._graph, pool=CudaGraph.pool,
+                              capture_error_mode='thread_local'):
             self.results = step()
         self.replay = self._graph.replay
 

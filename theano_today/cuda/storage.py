@@ -18,7 +18,7 @@ import torch
 from theano.gof import link
 from theano.tensor import TensorType
 
-__all__ = ['DeviceStorage', 'adopt', 'from_numpy', 'serve_host_programs', 'to_numpy']
+__all__ = ['DeviceStorage', 'adopt', 'from_numpy', 'pinned', 'serve_host_programs', 'to_numpy']
 
 
 def from_numpy(array):
@@ -32,6 +32,15 @@ def from_numpy(array):
 def to_numpy(tensor):
     """Return `tensor` as an array on the host; on PyTorch's CPU device they share memory."""
     return tensor.detach().cpu().numpy()
+
+
+def pinned(array):
+    """Return a copy of `array` in page-locked memory, from which a GPU copies by itself."""
+    try:
+        tensor = from_numpy(array)
+    except TypeError:  # strings, say, which only the iterator's caller understands
+        return array
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor).numpy()
 
 
 class DeviceStorage(list):
