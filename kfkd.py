@@ -9,6 +9,7 @@
 
     python kfkd.py compare RUN...               tell runs apart by their records in runs/, write
                                                 compare.png
+    python kfkd.py report RUN                   show a run on one page, write report-<run>.html
     python kfkd.py --config FILE [...]          the same with constants and net of a YAML file
 
 Stop a training when you like (Ctrl-C, kill): the same command goes on where it stopped, from the
@@ -32,6 +33,7 @@ import csv
 import glob
 import importlib.util
 import inspect
+import io
 import os
 import pickle
 import signal
@@ -62,7 +64,8 @@ from sklearn.utils import shuffle
 from beyond import config
 from beyond.augmentation import PRESETS, AffineBatchIterator
 from beyond.monitors import ActivationMonitor, GradientMonitor, UpdateMonitor
-from beyond.records import Record, compare as compare_records
+from beyond.records import Record, compare as compare_records, constants_of
+from beyond.report import write_report
 from theano_today import safe_pickle
 from theano_today.checkpoint import Checkpoint, Diverged, Stopped, digest, stopping_on_signals
 from theano_today.files import FileError, check_writable, open_regular, remove_leftovers, replacing
@@ -99,6 +102,7 @@ FPREDICTIONS = 'test-predictions.png'
 LARGEST_TABLE = 4e9             # bytes of a CSV file; Kaggle's have 0.24e9
 FCHECKPOINT = 'checkpoint-{name}.npz'           # while there is a training to go on with
 FCOMPARE = 'compare.png'
+FREPORT = 'report-{name}.html'
 RUNS = 'runs'                   # each run that trains leaves a record in this folder; None: no record
 
 TRUSTED = ()                    # classes and functions of your own that pickled nets may refer to
@@ -114,6 +118,10 @@ DRAWN_CONSTANTS = {             # constant: (the deck's value, ours for drawn fa
     'LEARNING_RATE': ((0.03, 0.0001), (0.2, 0.005)),  # same: more and larger steps in the time
     'MOMENTUM': ((0.9, 0.999), (0.9, 0.98)),
 }
+
+DECK = dict(                    # the deck's constants, whatever you have set above: for reports
+    {name: deck for name, (deck, ours) in DRAWN_CONSTANTS.items()},
+    PATIENCE=200, EVAL_SIZE=0.2, AUGMENT=None, MONITOR=False, NET=None, SEED=42)
 
 # ------------------------------------------------------------- slide "Data Exploration + Validation"
 
@@ -1129,6 +1137,17 @@ def recording(step, argv):
             record = Record()
 
 
+def faces_of(fname, cols=None):
+    """Load faces as `load2d` does, of any file and in silence."""
+    global FTRAIN
+    ours, FTRAIN = FTRAIN, fname
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return load2d(cols=cols)
+    finally:
+        FTRAIN = ours
+
+
 def run(args):
     """Run the four steps, or the one that the command line names."""
     if args.step is None:
@@ -1150,7 +1169,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         prog='kfkd.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         usage='python kfkd.py [-h] [--config FILE] [--fresh] [fit | fit_specialists [NET] | '
-              'plot_learning_curves [NETS] | predict [NETS] | compare RUN...]')
+              'plot_learning_curves [NETS] | predict [NETS] | compare RUN... | report RUN]')
     parser.add_argument('--config', help=argparse.SUPPRESS)
     parser.add_argument('--fresh', action='store_true', help=argparse.SUPPRESS)
     steps = parser.add_subparsers(dest='step', help=argparse.SUPPRESS, metavar='')
@@ -1161,12 +1180,14 @@ def main(argv=None):
     for name in 'fit', 'fit_specialists':
         steps.choices[name].add_argument('--fresh', action='store_true', default=argparse.SUPPRESS)
     steps.add_parser('compare').add_argument('runs', nargs='+')
+    steps.add_parser('report').add_argument('run')
     args = parser.parse_args(argv)
 
     try:
         with stopping_on_signals():
             remove_leftovers(*(name.format(time='*', name='*') for name in (
-                FNET, FSPECIALISTS, FSUBMISSION, FFACES, FCURVES, FPREDICTIONS, FCHECKPOINT)))
+                FNET, FSPECIALISTS, FSUBMISSION, FFACES, FCURVES, FPREDICTIONS, FCHECKPOINT,
+                FREPORT)))
             if args.config:
                 configure(args.config)
             if args.fresh:
@@ -1174,6 +1195,10 @@ def main(argv=None):
                     args.step, []))
             if args.step == 'compare':
                 compare_records(args.runs, FCOMPARE, scale=48, unit='pixels')
+            elif args.step == 'report':
+                write_report(args.run, FREPORT, specialists_from, read_faces, faces_of,
+                             files=[FTRAIN, os.path.join(DRAWN, 'training.csv')],
+                             defaults=dict(constants_of(sys.modules[__name__]), **DECK))
             else:
                 with recording(args.step, argv):
                     run(args)

@@ -32,8 +32,8 @@ class Analysis(object):
     fall : float
         Relative fall of the smoothed validation error in the last fifth of the epochs.
     rise : float
-        Rise of the smoothed validation error, mean of the last tenth of the epochs, above its
-        lowest, relative.
+        Rise of the smoothed validation error, mean of the last tenth of the epochs (of those since
+        the lowest), above its lowest, relative.
     jitter : float
         Scatter of the validation error about its smoothed curve, relative: median absolute
         deviation x 1.48 in the second half of the epochs.
@@ -111,7 +111,7 @@ def analyse(train_history):
     scatter = ((valid - smooth) / smooth)[epochs // 2:]
     found = Analysis(
         None, epochs, best_epoch=best + 1,
-        rise=smooth[-max(epochs // 10, 3):].mean() / smooth[best] - 1,
+        rise=smooth[max(best, epochs - max(epochs // 10, 3)):].mean() / smooth[best] - 1,
         fall=1 - smooth[-1] / smooth[-max(int(TAIL * epochs), 2)],
         jitter=1.4826 * float(np.median(np.abs(scatter - np.median(scatter)))),
         gap=smooth[-1] / smooth_train[-1])
@@ -159,8 +159,11 @@ def plot_analysis(train_history, scale=1, unit='', title=None, axis=None):
     if axis is None:
         axis = pyplot.subplots(figsize=(7, 4.6), layout='constrained')[1]
     axis.plot(epochs, train, '--', color=BLUE, label='training')
-    axis.plot(epochs, valid, color=BLUE, alpha=0.4)
-    axis.plot(epochs, smoothed(valid), color=BLUE, linewidth=2, label='validation, smoothed')
+    if found.state == 'too short':
+        axis.plot(epochs, valid, color=BLUE, linewidth=2, label='validation')
+    else:
+        axis.plot(epochs, valid, color=BLUE, alpha=0.4)
+        axis.plot(epochs, smoothed(valid), color=BLUE, linewidth=2, label='validation, smoothed')
     if found.best_epoch:
         axis.axvline(found.best_epoch, color=GREEN, linestyle=':', linewidth=2,
                      label='lowest, epoch {}'.format(found.best_epoch))

@@ -86,11 +86,7 @@ class Record(object):
         fname = os.path.expanduser(fname)
         if self.root is None or os.path.basename(fname) in self.content['data']:
             return
-        sha = hashlib.sha256()
-        with open_regular(fname) as f:
-            for block in iter(lambda: f.read(1 << 20), b''):
-                sha.update(block)
-        self.content['data'][os.path.basename(fname)] = dict(rows=rows, sha256=sha.hexdigest())
+        self.content['data'][os.path.basename(fname)] = dict(rows=rows, sha256=sha256(fname))
 
     def net(self, name, model, columns, scale=1):
         """Note a trained net: its curve, and the errors at its best epoch.
@@ -134,7 +130,7 @@ class Record(object):
 
     def write(self):
         """Write record.json and experiment.yaml as of now."""
-        constants = config.describe_constants(self.module, _paths(self.module))
+        constants = constants_of(self.module)
         self.content.update(constants=constants, seconds=round(time.time() - self._start, 2))
         with replacing(os.path.join(self.folder, 'record.json')) as f:
             f.write(json.dumps(self.content, indent=1).encode())
@@ -179,11 +175,21 @@ class Record(object):
                         copy, error.strerror or error)) from error
 
 
-def _paths(module):
-    """Constants that are paths of this machine."""
+def sha256(fname):
+    """SHA-256 of a file, as `sha256sum` prints it."""
+    sha = hashlib.sha256()
+    with open_regular(fname) as f:
+        for block in iter(lambda: f.read(1 << 20), b''):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def constants_of(module):
+    """Return the constants of a program that a record has: all but paths of this machine."""
     folder = os.path.dirname(os.path.abspath(module.__file__))
-    return [name for name, value in vars(module).items()
-            if isinstance(value, str) and value.startswith(folder)]
+    return config.describe_constants(module, [
+        name for name, value in vars(module).items()
+        if isinstance(value, str) and value.startswith(folder)])
 
 
 def _number(value):
@@ -229,10 +235,7 @@ def read(folder):
             content = json.loads(f.read().decode())
         content['histories'] = {name: pd.read_csv(os.path.join(
             folder, 'history-{}.csv'.format(os.path.basename(name)))) for name in content['nets']}
-        for name in ('constants', 'data', 'results', 'versions', 'machine'):
-            content[name].items()
-        for history in content['histories'].values():
-            history[['epoch', 'train_loss', 'valid_loss']].astype(float)
+        _check(content)
     except FileNotFoundError as error:
         raise RecordError('{} is no record of a run: {} is not there.'.format(
             folder, os.path.basename(str(error.filename))))
@@ -240,6 +243,27 @@ def read(folder):
         raise RecordError('{} is no record of a run: {}'.format(
             folder, ' '.join(str(error).split())[:200]))
     return content
+
+
+def _check(content):
+    """Raise ValueError for a part of a record that is not what `Record` writes."""
+    number = (int, float, type(None))
+    kinds = [(content, dict(name=str, command=list, state=str, message=str, started=str,
+                            seconds=number, constants=dict, results=dict, versions=dict,
+                            machine=dict))]
+    kinds += [(data, dict(rows=int, sha256=str)) for data in content['data'].values()]
+    kinds += [(net, dict(columns=list, epochs=int, best_epoch=int, valid_rmse=number,
+                         train_rmse=number, seconds=number)) for net in content['nets'].values()]
+    for part, expected in kinds:
+        for name, kind in expected.items():
+            if not isinstance(part[name], kind):
+                raise ValueError('{}: {:.100} is not expected there.'.format(
+                    name, repr(part[name])))
+    texts = [content['command']] + [net['columns'] for net in content['nets'].values()]
+    if not all(isinstance(text, str) for part in texts for text in part) or not all(texts[1:]):
+        raise ValueError('command and columns are lists of texts.')
+    for history in content['histories'].values():
+        history[['epoch', 'train_loss', 'valid_loss']].astype(float)
 
 
 def differences(records):
