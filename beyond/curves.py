@@ -53,7 +53,7 @@ class Analysis(object):
 
     def __str__(self):
         text = {
-            'too short': 'Too short: {s.epochs} epochs say nothing, {} are the least.'.format(
+            'too short': 'Too short to judge: {s.epochs} of at least {} epochs.'.format(
                 FEWEST, s=self),
             'diverged': 'Diverged: the loss is not a number from epoch {s.since} on. Lower the '
                         'learning rate.',

@@ -14,6 +14,8 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
+from theano_today.files import open_regular
+
 BLOCKS = ('body', 'details', 'div', 'dl', 'figure', 'h1', 'h2', 'h3', 'head', 'header', 'li', 'main',
           'nav', 'p', 'section', 'table', 'tr')
 
@@ -174,7 +176,7 @@ def table(heads, rows, caption=None, numbers=(), groups=None, sums=0, stacked=Fa
     def cell(tag, part, column, **attributes):
         return E(tag, part, class_='number' if column in numbers else None, **attributes)
 
-    head = heads and E('tr', *[cell('th', text, column, scope='col')
+    head = heads and E('tr', *[cell('th', text, column, scope='col') if text else E('td')
                                for column, text in enumerate(heads)])
     over = groups and E('tr', E('td'), *[
         E('th', text, colspan=width, scope='colgroup', class_='group') if text
@@ -239,7 +241,7 @@ def copied(fname, largest=1000):
         If it is no PNG file.
     """
     try:
-        with Image.open(fname, formats=['PNG']) as image:
+        with open_regular(fname) as f, Image.open(f, formats=['PNG']) as image:
             image = image.convert('RGB')
     except (SyntaxError, Image.DecompressionBombError) as error:  # Pillow's for damaged files
         raise ValueError(str(error)) from error

@@ -256,14 +256,18 @@ def _check(content):
                          train_rmse=number, seconds=number)) for net in content['nets'].values()]
     for part, expected in kinds:
         for name, kind in expected.items():
-            if not isinstance(part[name], kind):
+            if not isinstance(part[name], kind) or part[name] in (np.inf, -np.inf):
                 raise ValueError('{}: {:.100} is not expected there.'.format(
                     name, repr(part[name])))
     texts = [content['command']] + [net['columns'] for net in content['nets'].values()]
     if not all(isinstance(text, str) for part in texts for text in part) or not all(texts[1:]):
         raise ValueError('command and columns are lists of texts.')
-    for history in content['histories'].values():
+    for name, history in content['histories'].items():
         history[['epoch', 'train_loss', 'valid_loss']].astype(float)
+        if not 1 <= content['nets'][name]['best_epoch'] <= content['nets'][name]['epochs'] == len(
+                history):
+            raise ValueError('history-{}.csv has {} epochs, the record tells of {}.'.format(
+                name, len(history), content['nets'][name]['epochs']))
 
 
 def differences(records):

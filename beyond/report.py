@@ -218,6 +218,10 @@ class Validation(object):
 
     Attributes
     ----------
+    trained_on : int
+        How many faces the net learned from.
+    samples : list of (ndarray, ndarray)
+        Pixels and labels of some of them.
     labels, found : ndarray, shape (n, number of columns)
     guess : ndarray, shape (number of columns,)
         The mean of the training labels, which is the best guess without looking at a face.
@@ -235,6 +239,7 @@ class Validation(object):
         if found.shape != y_valid.shape or not np.isfinite(found).all():
             raise ValueError('it does not answer with {} numbers a face'.format(y.shape[1]))
         self.trained_on = len(X_train)
+        self.samples = list(zip(X_train[:SAMPLES, 0], y_train[:SAMPLES] * scale + scale))
         self.labels, self.found, self.guess = (
             np.asarray(part, np.float64) * scale + scale
             for part in (y_valid, found, y_train.mean(axis=0, dtype=np.float64)))
@@ -398,9 +403,9 @@ def experiment_of(folder):
     """Return experiment.yaml as text, what it says of the net, and why there is none."""
     fname = os.path.join(folder, 'experiment.yaml')
     try:
-        net = config.read(fname)['net']
         with open_regular(fname) as f:
-            return f.read(LARGEST_TEXT).decode(), net, ''
+            text = f.read(LARGEST_TEXT).decode()
+        return text, config.read(fname)['net'], ''
     except (FileError, OSError, UnicodeError) as error:
         return '', {}, str(error)
 
@@ -433,22 +438,21 @@ def training_faces(faces, nets, scale):
     if faces.table is None:
         yield note('The faces are left out: ', faces.why)
         return
-    for net in nets:
-        try:
-            X, y = faces.load(net.columns)
-            split = net.model.train_split if net.model else None
-            X, y = split(X, y, net.model)[::2] if split else (X, y)
-        except Exception as error:  # a net from a file: its attributes may be anything
-            yield note('The faces of the {} are left out: {}'.format(
-                net.title.lower(), str(error).strip().split('\n')[0][:200]))
-            continue
-        yield E('p', 'Some of the {:,} faces that the {} was trained on, and {}.'.format(
-            len(X), net.title.lower(), 'their {} keypoints'.format(len(net.points))
-            if len(net.points) > 1 else 'the ' + net.points[0][0]))
-        yield E('div', *[E('figure', face(image[0], 'Training face with its keypoints',
-                                          labelled=labels * scale + scale))
-                         for image, labels in zip(X[:SAMPLES], y[:SAMPLES])], class_='faces')
-        return
+    for net in nets[:1]:
+        if net.validation:
+            samples, trained_on = net.validation.samples, net.validation.trained_on
+        else:
+            try:
+                X, y = faces.load(net.columns)
+            except FileError as error:
+                yield note('The faces are left out: ', error)
+                return
+            samples, trained_on = list(zip(X[:SAMPLES, 0], y[:SAMPLES] * scale + scale)), None
+        yield E('p', 'Some of the {:,} faces that the {} was trained on, and their labels.'.format(
+            trained_on, net.title.lower()) if trained_on else
+            'Some of the faces that have the keypoints of the {}.'.format(net.title.lower()))
+        yield E('div', *[E('figure', face(image, 'Face with its keypoints', labelled=labels))
+                         for image, labels in samples], class_='faces')
 
 
 def net_tables(nets):
@@ -514,11 +518,12 @@ def curves(nets, scale):
         yield note('No net was trained.')
         return
     yield E('p', 'Error on the faces that the net learns from (training, dashed) and on those kept '
-            'aside (validation). The net is kept as it was at the dot.')
+            'aside (validation). The dot is the best epoch, whose weights the net has; the dotted '
+            'line is the lowest point of the smoothed curve, by which the sentences judge.')
     cards = []
     for net in nets:
         history, info = net.history.to_dict('records'), net.info
-        best = info['valid_rmse'] is not None and 'Lowest: {} pixels at epoch {}. '.format(
+        best = info['valid_rmse'] is not None and 'Best: {} pixels at epoch {}. '.format(
             pixels(info['valid_rmse']), info['best_epoch'])
         try:
             judgement = str(analyse(history))
@@ -686,7 +691,8 @@ def maps(kinds, results):
                           weights=[len(net.validation.labels) for net in chosen])
         marks = [circle(*error['place'], error[which], limit,
                         '{}: {} pixels'.format(name, pixels(error[which])))
-                 for name, error in errors.items() if len(error['place']) == 2]
+                 for name, error in sorted(errors.items(), key=lambda item: -item[1][which])
+                 if len(error['place']) == 2]
         legend, room = scale_of_circles(limit, *mean.shape)
         figures.append(E('figure', canvas(
             mean, '{}: mean face with a circle at each keypoint'.format(title), *marks, *legend,
@@ -698,7 +704,7 @@ def maps(kinds, results):
 
 def circle(x, y, radius, limit, text):
     """A circle whose radius and colour tell an error in pixels."""
-    color = colors.to_hex(colormaps['viridis'](radius / limit))
+    color = colors.to_hex(colormaps['viridis'](radius / (limit or 1)))
     return E('circle', E('title', text), cx='{:.1f}'.format(x), cy='{:.1f}'.format(y),
              r='{:.2f}'.format(radius), fill=color, fill_opacity=0.6, stroke='#fff',
              stroke_width=0.4)
@@ -707,7 +713,7 @@ def circle(x, y, radius, limit, text):
 def scale_of_circles(limit, height, width):
     """Return circles of known radius for the room below a face, and the height of that room."""
     step = next((step for step in (0.5, 1, 2, 5, 10) if limit / step <= 6), 20)
-    radii = [radius for radius in np.arange(1, limit // step + 1) * step if radius < 20]
+    radii = [radius for radius in np.arange(1, limit // step + 1) * step if radius <= 20]
     room = 2 * max(radii, default=0) + 10
     marks = [E('rect', x=-0.5, y=height - 0.5, width=width, height=room, fill='#555')]
     x = 4
@@ -715,7 +721,7 @@ def scale_of_circles(limit, height, width):
         x += max(radius, 3)
         if x + radius > width - 10:
             break
-        label = '{:g}'.format(radius) + ' px' * (radius == radii[0])
+        label = '{:g}{}'.format(radius, ' px' if radius == radii[0] else '')
         marks += [circle(x, height + room / 2 - 3.5, radius, limit, '{:g} pixels'.format(radius)),
                   E('text', label, x=x, y=height + room - 3, font_size=4.5, fill='#fff',
                     text_anchor='middle')]

@@ -48,6 +48,14 @@ def test_overfitting_since(turn):
     assert 'Overfitting since epoch {} of 200'.format(found.since) in str(found)
 
 
+def test_no_rise_before_the_lowest():
+    """A short curve that falls to its end is not unstable since the epoch after its last."""
+    falls = np.linspace(6, 3, 12)
+    found = analyse(history(falls, falls))
+    assert found.state == 'still falling' and found.rise == 0
+    assert found.best_epoch == 12
+
+
 def test_gap():
     found = analyse(history(FALLS / 3, FALLS))
     assert found.state == 'converged' and 'it is 3.0 times the training error' in str(found)
