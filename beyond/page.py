@@ -16,8 +16,8 @@ from PIL import Image
 
 from theano_today.files import open_regular
 
-BLOCKS = ('body', 'details', 'div', 'dl', 'figure', 'h1', 'h2', 'h3', 'head', 'header', 'li', 'main',
-          'nav', 'p', 'section', 'table', 'tr')
+BLOCKS = ('body', 'details', 'div', 'dl', 'figure', 'h1', 'h2', 'h3', 'head', 'header', 'li',
+          'main', 'nav', 'p', 'section', 'table', 'tr')
 
 # Each in Okabe and Ito's colours, and each with a shape of its own.
 LABELLED, FOUND = '#F0E442', '#56B4E9'
@@ -84,7 +84,7 @@ figcaption b { color: #1d2129; }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr));
   gap: .5rem 2rem; }
 .curves > div { break-inside: avoid; }
-.key svg { height: 1em; width: 1.2em; vertical-align: -.1em; background: #777; border-radius: .15em; }
+.key svg { height: 1em; width: 1.2em; vertical-align: -.1em; border-radius: .15em; }
 .filters { display: grid; grid-template-columns: repeat(4, 1fr); gap: 0 1rem; }
 .filters img { width: 100%; image-rendering: pixelated; display: block; }
 @media (max-width: 36rem) {

@@ -6,7 +6,6 @@ One HTML file with its pictures in it: no network, no script.  What the record, 
 are now, cannot tell is left out, and a sentence in its place says why.
 """
 import glob
-import hashlib
 import json
 import os
 import shlex
@@ -23,12 +22,10 @@ from theano_today.files import FileError, open_regular, replacing
 
 from . import config
 from .curves import analyse, plot_analysis
+from .findings import SAMPLES, Faces, find_nets, listed, points
 from .page import CSS, E, bar, canvas, copied, face, html, key, note, png, svg, table
-from .records import read, sha256
+from .records import read
 
-SAMPLES = 12                # training faces shown
-EXTREMES = {'net': 6}       # best and worst validation faces shown; of every other net:
-EXTREMES_OF_OTHERS = 3
 LARGEST_TEXT = 1 << 20      # bytes of experiment.yaml
 
 
@@ -67,13 +64,11 @@ def write_report(folder, fname, load_nets, read_table, load, files=(), defaults=
     record = read(folder)
     name = os.path.basename(os.path.abspath(folder))
     faces = Faces(record, files, read_table, load)
-    nets = find_nets(folder, record, load_nets)
-    for net in nets:
-        net.validate(faces, scale)
+    nets = find_nets(folder, record, load_nets, faces, scale)
 
     sections = [
         ('ran', 'What ran', what_ran(record, folder, json.loads(json.dumps(defaults or {})))),
-        ('data', 'The data', data(record, faces, nets)),
+        ('data', 'The data', data(record, faces)),
         ('training-faces', 'Training faces', training_faces(faces, nets, scale)),
         ('nets', 'The nets', net_tables(nets)),
         ('curves', 'Learning curves', curves(nets, scale)),
@@ -103,206 +98,6 @@ def write_report(folder, fname, load_nets, read_table, load, files=(), defaults=
         fname, len(content) / 1000, time.time() - started))
 
 
-# ------------------------------------------------------------------- what there is to tell of
-
-class Faces(object):
-    """The training faces of a run, if they are still what they were.
-
-    Attributes
-    ----------
-    fname : str or None
-    table : DataFrame or None
-        As `read_table` returns it.
-    why : str
-        Why there are none.
-    """
-    def __init__(self, record, files, read_table, load):
-        self.fname = self.table = None
-        self._load, self._lines = load, None
-        try:
-            self.fname = self._find(record, files)
-            self.table = read_table(self.fname)
-        except (FileError, OSError) as error:
-            self.why = str(error)
-
-    def _find(self, record, files):
-        recorded = record['constants'].get('FTRAIN')
-        files = [recorded] * isinstance(recorded, str) + list(files)
-        known = {os.path.basename(name): content['sha256']
-                 for name, content in record['data'].items()}
-        tried = [os.path.expanduser(fname) for fname in dict.fromkeys(files)
-                 if os.path.basename(fname) in known]
-        if not tried:
-            raise FileError('The record does not say which faces the nets were trained on.')
-        there = [fname for fname in tried if os.path.exists(fname)]
-        for fname in there:
-            if sha256(fname) == known[os.path.basename(fname)]:
-                return fname
-        if there:
-            raise FileError('{} has changed since the run (its SHA-256 is another).'.format(
-                ' and '.join(there)))
-        raise FileError('The faces of the run, {}, are no longer there.'.format(
-            ' or '.join(tried)))
-
-    def load(self, columns):
-        """Return X and y of the faces that have all these columns, in the order of the training.
-
-        Raises
-        ------
-        FileError
-            If there are none.
-        """
-        if self.fname is None:
-            raise FileError(self.why)
-        return self._load(self.fname, columns)
-
-    def line(self, image):
-        """Return the line of the file that holds an image, pixels in [0, 1]."""
-        if self._lines is None:
-            self._lines = {}
-            for number, pixels in enumerate(self.table['Image'], 2):  # 1 is the header
-                scaled = np.asarray(pixels, np.float32) / np.float32(255)
-                self._lines.setdefault(hashlib.sha1(scaled.tobytes()).digest(), number)
-        return self._lines.get(hashlib.sha1(np.ascontiguousarray(image).tobytes()).digest())
-
-
-class Net(object):
-    """A net of a record.
-
-    Attributes
-    ----------
-    name, title, keypoints : str
-        'specialist-2', 'Specialist 2', 'nose tip'.
-    points : list of (str, list of int)
-        Keypoints and the numbers of their columns.
-    info : dict
-        What the record says of it.
-    history : DataFrame
-    columns : tuple of str
-    model : NeuralNet or None
-        None if its weights are not to be had; `why` says why.
-    validation : Validation or None
-        None if there is no model, or no data.
-    """
-    def __init__(self, name, info, history, model, why=''):
-        self.name, self.info, self.history, self.why = name, info, history, why
-        self.model, self.columns = model, tuple(info['columns'])
-        self.title = 'First net' if name == 'net' else name.replace('-', ' ').capitalize()
-        self.points = points(self.columns)
-        names = [point for point, _ in self.points]
-        self.keypoints = listed(names) if len(names) < 5 else '{} keypoints'.format(len(names))
-        self.validation = None
-
-    def validate(self, faces, scale):
-        """Find the points of the faces that the training kept for validation."""
-        if self.model is None:
-            return
-        try:
-            layers_of(self.model)
-        except Exception as error:  # a net from a file: its attributes may be anything
-            self.model, self.why = None, unusable(error)
-            return
-        try:
-            X, y = faces.load(self.columns)
-            print('{}: finding the points of its validation faces.'.format(self.title))
-            self.validation = Validation(self.model, X, y, scale, faces.line,
-                                         EXTREMES.get(self.name, EXTREMES_OF_OTHERS))
-        except FileError as error:
-            self.why = str(error)
-        except Exception as error:  # a net from a file: its attributes may be anything
-            self.why = unusable(error)
-
-
-class Validation(object):
-    """What a net finds in the faces that its own training kept for validation; all in pixels.
-
-    Attributes
-    ----------
-    trained_on : int
-        How many faces the net learned from.
-    samples : list of (ndarray, ndarray)
-        Pixels and labels of some of them.
-    labels, found : ndarray, shape (n, number of columns)
-    guess : ndarray, shape (number of columns,)
-        The mean of the training labels, which is the best guess without looking at a face.
-    errors : ndarray, shape (n,)
-        RMSE of each face.
-    best, worst : list of int
-        Faces with the smallest errors, the smallest first; with the largest, the largest first.
-    images, lines : dict of int to ndarray, int
-        The pixels of these faces, and the line of the file that each is on.
-    mean_face : ndarray, shape (height, width)
-    """
-    def __init__(self, model, X, y, scale, line, extremes):
-        X_train, X_valid, y_train, y_valid = model.train_split(X, y, model)
-        found = model.predict(X_valid)
-        if found.shape != y_valid.shape or not np.isfinite(found).all():
-            raise ValueError('it does not answer with {} numbers a face'.format(y.shape[1]))
-        self.trained_on = len(X_train)
-        self.samples = list(zip(X_train[:SAMPLES, 0], y_train[:SAMPLES] * scale + scale))
-        self.labels, self.found, self.guess = (
-            np.asarray(part, np.float64) * scale + scale
-            for part in (y_valid, found, y_train.mean(axis=0, dtype=np.float64)))
-        self.errors = np.sqrt(((self.found - self.labels) ** 2).mean(axis=1))
-        order = np.argsort(self.errors, kind='stable')
-        shown = max(min(extremes, len(order) // 2), 1)
-        self.best = [int(row) for row in order[:shown]]
-        self.worst = [int(row) for row in order[:-shown - 1:-1] if row not in self.best]
-        self.images = {row: X_valid[row, 0] for row in self.best + self.worst}
-        self.lines = {row: line(image) for row, image in self.images.items()}
-        self.mean_face = X_valid[:, 0].mean(axis=0, dtype=np.float64)
-
-    def rmse(self, columns=slice(None), guess=False):
-        """RMSE over all validation faces and these columns: of the net, or of the mean guess."""
-        found = np.broadcast_to(self.guess, self.labels.shape) if guess else self.found
-        return float(np.sqrt(((found - self.labels)[:, columns] ** 2).mean()))
-
-
-def find_nets(folder, record, load_nets):
-    """Return the nets of a record, those whose weights are gone too.
-
-    Returns
-    -------
-    list of Net
-    """
-    models, why = {}, {}
-    for kind, constant, usual in (('net', 'FNET', 'net.pickle'),
-                                  ('specialist', 'FSPECIALISTS', 'net-specialists.pickle')):
-        fname = os.path.join(folder, os.path.basename(str(
-            record['constants'].get(constant, usual))))
-        why[kind] = '{} is not in the record.'.format(os.path.basename(fname))
-        if not os.path.lexists(fname):
-            continue
-        try:
-            for columns, model in load_nets(fname).items():
-                models[kind, tuple(columns)] = model
-            why[kind] = '{} does not hold this net.'.format(os.path.basename(fname))
-        except (FileError, OSError) as error:
-            why[kind] = str(error)
-    nets = []
-    for name, info in record['nets'].items():
-        kind = name.split('-')[0]
-        model = models.get((kind, tuple(info['columns'])))
-        nets.append(Net(name, info, record['histories'][name], model,
-                        '' if model else why.get(kind, 'The record has no file for it.')))
-    return nets
-
-
-def unusable(error):
-    """Say that a net is to blame for an error."""
-    return 'The net cannot be used ({}: {}).'.format(
-        type(error).__name__, str(error).strip().split('\n')[0][:200])
-
-
-def points(columns):
-    """Return the keypoints of label columns: a list of (name, [numbers of its columns])."""
-    found = {}
-    for number, column in enumerate(columns):
-        found.setdefault(column[:-2] if column.endswith(('_x', '_y')) else column,
-                         []).append(number)
-    return [(name.replace('_', ' '), numbers) for name, numbers in found.items()]
-
-
 def missing(nets, what):
     """Return a note for each reason why `what` of some nets is not on the page."""
     reasons = {}
@@ -310,11 +105,6 @@ def missing(nets, what):
         reasons.setdefault(net.why, []).append(net.title.lower())
     return [note('{} left out here for the {}: {}'.format(what, listed(names), why))
             for why, names in reasons.items()]
-
-
-def listed(names):
-    """Write names as in a sentence."""
-    return ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
 
 
 # -------------------------------------------------------------------------------------- sections
@@ -326,20 +116,27 @@ def summary(record, nets):
     sentence = E('p', E('code', command(record)), ' ', ended or 'has written its last '
                  'record after ', duration(record['seconds']), '.')
     tiles = []
-    for title, kind in (('First net, validation', ['net']), ('Specialists, validation', None)):
-        chosen = [net for net in nets if (net.name in kind if kind else net.name != 'net')
-                  and net.info['valid_rmse'] is not None]
-        if chosen:
-            tiles.append((title, together([net.info['valid_rmse'] for net in chosen], chosen),
-                          together([net.validation.rmse(guess=True) for net in chosen], chosen)
-                          if all(net.validation for net in chosen) else None))
+    for title, chosen in kinds_of(nets):
+        if all(net.info['valid_rmse'] is not None for net in chosen):
+            guess = all(net.validation for net in chosen) and together(
+                [net.validation.rmse(guess=True) for net in chosen], chosen)
+            tiles.append((title + ', validation', together(
+                [net.info['valid_rmse'] for net in chosen], chosen), guess))
     test = [record['results'].get(name) for name in ('test_rmse', 'test_rmse_of_mean')]
     if all(isinstance(value, (int, float)) for value in test):
         tiles.append(('Test faces', *test))
     return E('div', sentence, E('dl', *[
         E('div', E('dt', title), E('dd', '{:.2f} px'.format(value), class_='value'),
-          E('dd', guess and 'RMSE; guessing the mean face gives {:.2f} px'.format(guess) or 'RMSE'))
+          E('dd', 'RMSE; guessing the mean face gives {} px'.format(pixels(guess)) if guess
+            else 'RMSE'))
         for title, value, guess in tiles], class_='tiles') if tiles else None)
+
+
+def kinds_of(nets):
+    """Return titles with their nets: the first net, and the specialists."""
+    kinds = [('First net', [net for net in nets if net.first]),
+             ('Specialists', [net for net in nets if not net.first])]
+    return [(title, chosen) for title, chosen in kinds if chosen]
 
 
 def together(rmse, nets):
@@ -410,7 +207,7 @@ def experiment_of(folder):
         return '', {}, str(error)
 
 
-def data(record, faces, nets):
+def data(record, faces):
     """Rows and fingerprints of the files, and how many faces have each keypoint."""
     files = [[str(name), '{:,}'.format(content['rows']), E('code', content['sha256'])]
              for name, content in record['data'].items()]
@@ -435,22 +232,20 @@ def data(record, faces, nets):
 
 def training_faces(faces, nets, scale):
     """Some of the faces that the first net of the run has been trained on."""
-    if faces.table is None:
-        yield note('The faces are left out: ', faces.why)
-        return
     for net in nets[:1]:
         if net.validation:
-            samples, trained_on = net.validation.samples, net.validation.trained_on
+            samples = net.validation.samples
+            about = 'Some of the {:,} faces that the {} was trained on, and their labels.'.format(
+                net.validation.trained_on, net.title.lower())
         else:
             try:
                 X, y = faces.load(net.columns)
             except FileError as error:
                 yield note('The faces are left out: ', error)
                 return
-            samples, trained_on = list(zip(X[:SAMPLES, 0], y[:SAMPLES] * scale + scale)), None
-        yield E('p', 'Some of the {:,} faces that the {} was trained on, and their labels.'.format(
-            trained_on, net.title.lower()) if trained_on else
-            'Some of the faces that have the keypoints of the {}.'.format(net.title.lower()))
+            samples = list(zip(X[:SAMPLES, 0], y[:SAMPLES] * scale + scale))
+            about = 'Some of the faces that have the keypoints of the {}.'.format(net.title.lower())
+        yield E('p', about)
         yield E('div', *[E('figure', face(image, 'Face with its keypoints', labelled=labels))
                          for image, labels in samples], class_='faces')
 
@@ -473,43 +268,25 @@ def net_tables(nets):
 
     kinds = {}
     for net in nets:
-        if net.model is not None:
-            layers = layers_of(net.model)
-            kinds.setdefault(tuple(layers[:-1]), []).append((net, layers[-1]))
-    for layers, same in kinds.items():
-        net, output = same[0]
-        rows = [[*layer[:3], '{:,}'.format(layer[3]) if layer[3] else '']
-                for layer in layers + (output,)]
-        rows.append(['in all', '', '', '{:,}'.format(sum(layer[3] for layer in layers + (output,)))])
+        if net.layers:
+            kinds.setdefault(tuple(net.layers[:-1]), []).append(net)
+    for same in kinds.values():
+        net = same[0]
+        rows = [[*layer[:3], '{:,}'.format(layer[3]) if layer[3] else ''] for layer in net.layers]
+        rows.append(['in all', '', '', '{:,}'.format(weights_of(net))])
         yield E('h3', 'Layers of the ', net.title.lower())
         yield E('div', table(['layer', 'what it does', 'output', 'weights'], rows, numbers=[2, 3],
                              sums=1), class_='wide')
         if len(same) > 1:
             yield table(['net', 'output', 'weights in all'], [
-                [net.title, output[2], '{:,}'.format(sum(layer[3] for layer in layers + (output,)))]
-                for net, output in same[1:]], 'The same layers but for the output',
-                numbers=[1, 2])
-    yield from missing([net for net in nets if net.model is None], 'The layers are')
+                [net.title, net.layers[-1][2], '{:,}'.format(weights_of(net))]
+                for net in same[1:]], 'The same layers but for the output', numbers=[1, 2])
+    yield from missing([net for net in nets if not net.layers], 'The layers are')
 
 
-def layers_of(model):
-    """Return the layers of a net: (name, what it does, shape of the output, number of weights)."""
-    layers = []
-    for name, layer in model.layers_.items():
-        what = [type(layer).__name__.replace('Layer', '')]
-        if hasattr(layer, 'filter_size'):
-            what.append('{} filters of {}'.format(layer.num_filters, times(layer.filter_size)))
-        if hasattr(layer, 'pool_size'):
-            what.append('over {}'.format(times(layer.pool_size)))
-        if hasattr(layer, 'p'):
-            what.append('p = {:g}'.format(layer.p))
-        nonlinearity = getattr(getattr(layer, 'nonlinearity', None), '__name__', 'linear')
-        if nonlinearity != 'linear':
-            what.append(nonlinearity)
-        weights = sum(param.get_value(borrow=True).size for param in layer.params)
-        layers.append((str(name), ', '.join(what),
-                       times(layer.output_shape[1:]), int(weights)))
-    return layers
+def weights_of(net):
+    """How many weights a net has."""
+    return sum(weights for _, _, _, weights in net.layers)
 
 
 def curves(nets, scale):
@@ -523,24 +300,28 @@ def curves(nets, scale):
     cards = []
     for net in nets:
         history, info = net.history.to_dict('records'), net.info
-        best = info['valid_rmse'] is not None and 'Best: {} pixels at epoch {}. '.format(
-            pixels(info['valid_rmse']), info['best_epoch'])
+        cards.append(E('div', E('h3', net.title, E('small', net.keypoints))))
         try:
             judgement = str(analyse(history))
-        except ValueError as error:
-            cards.append(E('div', E('h3', net.title, E('small', net.keypoints)), note(str(error))))
+        except ValueError as error:  # trained without a validation set
+            cards[-1].append(note(error))
             continue
-        cards.append(E('div', E('h3', net.title, E('small', net.keypoints)), E('p', best or '', judgement), E('figure', E(
-            'img', src=curve(history, info, scale), width=460, height=300, alt='Learning curve of '
-            'the {}: RMSE in pixels by epoch, {} epochs.'.format(net.title.lower(), len(history))))))
+        if info['valid_rmse'] is not None:
+            judgement = 'Best: {} pixels at epoch {}. {}'.format(
+                pixels(info['valid_rmse']), info['best_epoch'], judgement)
+        alt = 'Learning curve of the {}: RMSE in pixels by epoch, {} epochs.'.format(
+            net.title.lower(), len(history))
+        cards[-1].append(E('p', judgement))
+        cards[-1].append(E('figure', E('img', src=curve(history, info, scale), alt=alt, width=460,
+                                       height=300)))
     yield E('div', *cards, class_='curves')
 
 
 def curve(history, info, scale):
     """Draw a learning curve; return its address."""
     with rc_context({'font.size': 9, 'legend.fontsize': 8}):
-        fig = Figure(figsize=(4.6, 3), dpi=200, layout='constrained')
-        axis = fig.subplots()
+        fig = Figure(figsize=(4.6, 3), dpi=150)
+        axis = fig.add_axes((0.12, 0.15, 0.86, 0.83))
         plot_analysis(history, scale, 'pixels', axis=axis)
     axis.set_title('')
     if info['valid_rmse'] is not None:
@@ -554,39 +335,20 @@ def curve(history, info, scale):
 
 def filters(nets):
     """The weights of the first convolution of each net."""
-    shown, without, limit = [], [], 0
-    for net in nets:
-        if net.model is None:
-            continue
-        weights = first_filters(net.model)
-        if weights is None:
-            without.append(net)
-        else:
-            shown.append((net, weights))
-            limit = max(limit, float(np.abs(weights).max()))
+    shown = [net for net in nets if net.filters is not None]
     if shown:
-        number, channels, height, width = shown[0][1].shape
+        limit = max(float(np.abs(net.filters).max()) for net in shown)
         yield E('p', 'Each square is one filter of {} \u00d7 {} weights: white is 0, purple is '
-                'negative and orange is positive, up to {:.2g}. {}'.format(
-                    height, width, limit, 'The specialists began with the filters of a net that '
-                    'was trained before.' if len(shown) > 1 else ''))
-        pictures = [E('figure', E('img', src=png(montage(weights, limit)), alt='{} filters of {}'
-                                  .format(len(weights), net.title.lower())),
-                      E('figcaption', net.title)) for net, weights in shown]
-        yield E('div', *pictures, class_='filters')
+                'negative and orange is positive, up to {:.2g}.'.format(
+                    *shown[0].filters.shape[2:], limit))
+        yield E('div', *[
+            E('figure', E('img', src=png(montage(net.filters, limit)), alt='{} filters of the {}'
+                          .format(len(net.filters), net.title.lower())),
+              E('figcaption', net.title)) for net in shown], class_='filters')
+    without = [net.title.lower() for net in nets if net.layers and net.filters is None]
     if without:
-        yield note('No filters: the {} has no convolution.'.format(
-            listed([net.title.lower() for net in without])))
-    yield from missing([net for net in nets if net.model is None], 'The filters are')
-
-
-def first_filters(model):
-    """Return the weights of a net's first convolution, or None."""
-    for layer in model.layers_.values():
-        weights = getattr(layer, 'W', None)
-        if weights is not None and weights.ndim == 4:
-            return weights.get_value()
-    return None
+        yield note('Without a convolution, and so without filters: the {}.'.format(listed(without)))
+    yield from missing([net for net in nets if not net.layers], 'The filters are')
 
 
 def montage(weights, limit):
@@ -595,8 +357,8 @@ def montage(weights, limit):
     scale = max(24 // width, 1)
     rows = -(-number // 8)
     gap = 4
-    picture = np.full((rows * (height * scale + gap) - gap, 8 * (width * scale + gap) - gap, 3), 255,
-                      np.uint8)
+    picture = np.full((rows * (height * scale + gap) - gap, 8 * (width * scale + gap) - gap, 3),
+                      255, np.uint8)
     # Purple to orange through white: told apart by the colour-blind.
     painted = colormaps['PuOr_r'](colors.Normalize(-limit or -1, limit or 1)(weights[:, 0]))
     for index, filter_ in enumerate(np.uint8(255 * painted[..., :3])):
@@ -615,13 +377,12 @@ def extremes(nets):
         yield key()
     for net in done:
         found = net.validation
-        half = len(found.best) <= EXTREMES_OF_OTHERS
         yield E('h3', net.title, E('small', net.keypoints))
-        yield E('div', *[
-            E('div', E('p', '{} of {:,}:'.format(which, len(found.labels))),
-              E('div', *[extreme(found, row) for row in rows], class_='faces half' * half or 'faces'))
-            for which, rows in (('Best', found.best), ('Worst', found.worst)) if rows],
-            class_='pairs' * half or None)
+        rows = [E('div', E('p', '{} of {:,}:'.format(which, len(found.labels))),
+                  E('div', *[extreme(found, row) for row in shown],
+                    class_='faces' if net.first else 'faces half'))
+                for which, shown in (('Best', found.best), ('Worst', found.worst)) if shown]
+        yield E('div', *rows, class_=None if net.first else 'pairs')
     yield from missing([net for net in nets if not net.validation], 'The faces are')
 
 
@@ -636,10 +397,7 @@ def extreme(found, row):
 
 def keypoints(nets):
     """Which keypoints are found well, and which are not: as a table, and on the mean face."""
-    done = [net for net in nets if net.validation]
-    kinds = [(title, chosen) for title, chosen in (
-        ('First net', [net for net in done if net.name == 'net']),
-        ('Specialists', [net for net in done if net.name != 'net'])) if chosen]
+    kinds = kinds_of([net for net in nets if net.validation])
     if kinds:
         yield E('p', 'RMSE over x and y in pixels, as in the contest, on the faces that each net '
                 'kept for validation. Guessing gives the mean of the training labels, whatever the '
@@ -668,7 +426,7 @@ def keypoints(nets):
 
 
 def errors_of_points(nets):
-    """Return for each keypoint of nets: where it is on the mean, its RMSE, that of a guess."""
+    """Return for each keypoint of nets its mean place, its RMSE, and that of a guess, in pixels."""
     errors = {}
     for net in nets:
         found = net.validation
@@ -760,7 +518,7 @@ def submission(record, folder):
                 rows.append([title, '{:.2f} px'.format(results[name])])
         yield table(None, rows)
         if 'test_rmse' not in results:
-            yield E('p', 'The error on the test faces is not known: the contest keeps their labels.')
+            yield E('p', 'The error is not known: the contest keeps the labels of test faces.')
     picture = os.path.join(folder, os.path.basename(str(
         record['constants'].get('FPREDICTIONS', 'test-predictions.png'))))
     try:
@@ -780,11 +538,6 @@ def command(record, options=()):
     """The command line of a run."""
     return ' '.join(['python kfkd.py'] + [shlex.quote(word) for word in
                                           [*options, *record['command']]])
-
-
-def times(shape):
-    """Write a shape."""
-    return ' \u00d7 '.join(map(str, shape)) if isinstance(shape, (list, tuple)) else str(shape)
 
 
 def duration(seconds):

@@ -180,8 +180,8 @@ def test_the_page_stands_alone(made):
             assert address.startswith(('data:image/', '#')), address[:100]
         assert element.tag not in ('script', 'link', 'iframe', 'object', 'embed', 'base')
         assert not any(name.startswith('on') for name in element.attributes)
-    assert 'http:' not in made.source and 'https:' not in made.source and '@import' not in made.source
-    assert 'url(' not in made.source
+    for word in 'http:', 'https:', '@import', 'url(':
+        assert word not in made.source
     ids = [element.attributes['id'] for element in made.root.all() if 'id' in element.attributes]
     assert len(set(ids)) == len(ids)
     for link in made.root.all('a'):
@@ -325,7 +325,8 @@ def test_error_of_each_keypoint(run, made):
 def test_nets_and_layers(run, made):
     section = made.section('nets')
     rows = {row[0]: row[1:] for row in section.rows()}
-    assert rows['conv'] == ['Conv2D, 5 filters of 4 \u00d7 4, rectify', '5 \u00d7 12 \u00d7 12', '85']
+    assert rows['conv'] == ['Conv2D, 5 filters of 4 \u00d7 4, rectify', '5 \u00d7 12 \u00d7 12',
+                            '85']
     assert rows['hidden'] == ['Dense, rectify', '10', '7,210'] and rows['output'][2] == '330'
     assert rows['in all'][-1] == '7,625'
     content = records.read(str(run))
@@ -378,7 +379,7 @@ def test_submission(run, made):
     assert '{:.2f} px'.format(result) in next(made.root.all('dl')).text()
 
 
-# ------------------------------------------------------------------------------- what cannot be told
+# ----------------------------------------------------------------------------- what cannot be told
 
 def test_a_run_of_the_first_net_alone(work, monkeypatch):
     monkeypatch.setattr(kfkd, 'MAX_EPOCHS', 1)
@@ -429,7 +430,7 @@ def test_thinned_out(copy):
 
 @pytest.mark.parametrize('spoil, message', [
     (lambda faces: (faces / 'training.csv').unlink(), 'no longer there'),
-    (lambda faces: (faces / 'training.csv').write_text('Image\n'), 'has changed since the run'),
+    (lambda faces: (faces / 'training.csv').write_text('Image\n'), 'have changed since the run'),
 ])
 def test_data_that_are_not_what_they_were(copy, tmp_path, monkeypatch, spoil, message):
     faces = tmp_path / 'faces'
@@ -494,7 +495,8 @@ def test_hostile_records(copy):
     lambda run, content: content['nets']['net'].update(columns=[3]),
     lambda run, content: content['nets']['net'].update(best_epoch=10 ** 400),
     lambda run, content: content['nets']['net'].pop('seconds'),
-    lambda run, content: content.update(seconds=float('inf')),
+    lambda run, content: content.update(seconds=float('nan')),
+    lambda run, content: content['nets']['net'].update(valid_rmse=10 ** 400),
     lambda run, content: content.update(command='fit'),
     lambda run, content: content['data'].update(x=3),
 ])
@@ -515,7 +517,7 @@ def test_nothing_there(work, capsys):
         'kfkd.py: nowhere is no record of a run: record.json is not there.\n')
 
 
-# --------------------------------------------------------------------------------------------- parts
+# ------------------------------------------------------------------------------------------- parts
 
 def test_text_is_escaped():
     element = page.E('p', '<i>&', page.E('b', 'x'), 3, ' <', None, title='"<\'&')
