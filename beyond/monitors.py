@@ -60,6 +60,7 @@ class Monitor(object):
         the net encodes labels).
     """
     name = None  # of its column in the history
+    not_in_checkpoint = ('_function',)  # compiled anew where a training goes on
 
     def __init__(self, every=50, layers=None, size=32, batch=None):
         self.every = every
@@ -179,9 +180,25 @@ class GradientMonitor(Monitor):
             self._function = theano.function(
                 inputs_of(nn) + [theano.In(target, name='y')], gradients,
                 allow_input_downcast=True, on_unused_input='ignore')
+            # A training that goes on from a checkpoint goes on with the dropout masks, too.
+            for stream, state in zip(self._streams(nn), self._random or ()):
+                stream.set_value(state)
         values = nn.apply_batch_func(self._function, *self.probe(nn))
+        self._random = [stream.get_value() for stream in self._streams(nn)]
         return {name: dict(describe(value, near_zero=1e-6), norm=norm(value))
                 for name, value in zip(self._names, values)}
+
+    def _streams(self, nn):
+        """Shared variables of the function that are no weights: its random streams."""
+        params = set(nn.get_all_params())
+        return [variable for variable in self._function.get_shared() if variable not in params]
+
+    def _forget(self):
+        super()._forget()
+        self._random = None
+
+    def __getstate__(self):
+        return dict(super().__getstate__(), _random=None)
 
     def _graph(self, nn):
         target = nn.y_tensor_type('y')

@@ -1,14 +1,21 @@
 """Checkpoints of nets other than kfkd's: any update rule, any handler, any iterator."""
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
 
 import theano_today  # noqa: F401, before the packages below
 import lasagne
 import numpy as np
 import pytest
+from beyond.monitors import ActivationMonitor, GradientMonitor, UpdateMonitor
 from lasagne import layers
 from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
 from nolearn.lasagne.handlers import RememberBestWeights, SaveWeights
 from theano_today.checkpoint import Checkpoint, CheckpointError, digest, read
+from theano_today.files import FileError, locked, remove_leftovers
 
 
 class Noise(BatchIterator):
@@ -123,6 +130,30 @@ def test_streams_go_on_too(tmp_path, monkeypatch):
     assert outcome(net) == expected
 
 
+def test_a_monitored_training_goes_on_in_the_same_bits(tmp_path, monkeypatch, capsys):
+    """The samples, too: those of the gradients see dropout masks of a stream of their own."""
+    monkeypatch.setattr(Checkpoint, 'share', float('inf'))
+
+    def monitored(cut=None):
+        net = build(lasagne.updates.sgd, cut)
+        for monitor in ActivationMonitor, GradientMonitor, UpdateMonitor:
+            monitor(every=3, size=20).attach(net)
+        return net
+
+    expected = outcome(monitored().fit(*data()))
+    for cut in 8, 3:  # between two samples; at one
+        net = monitored(cut)
+        with pytest.raises(PowerCut):
+            with Checkpoint(tmp_path / 'c.npz', net, every=0):
+                net.fit(*data())
+    net = monitored()
+    with Checkpoint(tmp_path / 'c.npz', net, every=0):
+        net.fit(*data())
+    assert [len(row['gradients']) for row in net.train_history_] == [2, 2, 1, 2]
+    assert outcome(net) == expected
+    assert 'does not keep' not in capsys.readouterr().out
+
+
 def test_a_net_can_be_pickled_in_its_training(tmp_path):
     net = build(lasagne.updates.sgd)
     net.on_epoch_finished.append(SaveWeights(str(tmp_path / 'net.pickle'), pickle=True))
@@ -178,3 +209,112 @@ def test_another_net_is_refused(tmp_path):
         with pytest.raises(CheckpointError, match=words):
             with Checkpoint(tmp_path / 'c.npz', build(lasagne.updates.sgd).set_params(**change)):
                 pass
+
+
+# --------------------------------------------------------------------------- one training at a time
+
+OTHER = """
+import sys
+sys.path.insert(0, {tests!r})
+import theano_today, lasagne
+from test_checkpoint import build, data
+from theano_today.checkpoint import Checkpoint
+
+def wait(net, history):
+    print('training', flush=True)
+    sys.stdin.readline()
+
+net = build(lasagne.updates.sgd)
+net.on_epoch_finished.append(wait)
+with Checkpoint({fname!r}, net, every=0):
+    net.fit(*data())
+"""
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that is in the middle of its training."""
+    process = subprocess.Popen(
+        [sys.executable, '-c', OTHER.format(tests=os.path.dirname(os.path.abspath(__file__)),
+                                            fname=str(tmp_path / 'c.npz'))],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, universal_newlines=True)
+    assert process.stdout.readline() == 'training\n'
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_checkpoint_belongs_to_one_training_at_a_time(other, tmp_path):
+    before = files(tmp_path)
+    assert sorted(before) == ['c.npz', 'c.npz.lock']
+    start = time.time()
+    for _ in range(2):
+        with pytest.raises(FileError, match=r'c\.npz is in use by process {}\. '.format(other.pid)):
+            with Checkpoint(tmp_path / 'c.npz', build(lasagne.updates.sgd)):
+                pass
+    remove_leftovers(str(tmp_path / '*.npz'))
+    assert files(tmp_path) == before and time.time() < start + 5
+    with Checkpoint(tmp_path / 'd.npz', build(lasagne.updates.sgd)):  # another file, another lock
+        assert (tmp_path / 'd.npz.lock').exists()
+    assert files(tmp_path) == before
+
+    # Killed, it locks nobody out.
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    assert files(tmp_path) == before
+    net = build(lasagne.updates.sgd)
+    with Checkpoint(tmp_path / 'c.npz', net):
+        assert (tmp_path / 'c.npz.lock').read_text().split()[0] == str(os.getpid())
+        assert len(net.fit(*data()).train_history_) == 4
+    assert sorted(files(tmp_path)) == ['c.npz']
+
+    (tmp_path / 'c.npz.lock').write_text('1 elsewhere')
+    remove_leftovers(str(tmp_path / '*.npz'))
+    assert sorted(files(tmp_path)) == ['c.npz']
+
+
+def test_lock_files(tmp_path, monkeypatch):
+    fname = str(tmp_path / 'file')
+    with locked(fname):
+        with pytest.raises(FileError, match='in use by process {}'.format(os.getpid())):
+            with locked(fname):
+                pass
+        (tmp_path / 'file.lock').write_text('12 elsewhere')
+        with pytest.raises(FileError, match='in use by process 12 on elsewhere'):
+            with locked(fname):
+                pass
+        (tmp_path / 'file.lock').write_text('')
+        with pytest.raises(FileError, match='in use by another process'):
+            with locked(fname):
+                pass
+    assert not list(tmp_path.iterdir())
+
+    # A link would have somebody else's file overwritten.
+    mine = tmp_path / 'mine'
+    mine.write_text('mine')
+    (tmp_path / 'file.lock').symlink_to(mine)
+    with pytest.raises(FileError, match='file.lock cannot be written'):
+        with locked(fname):
+            pass
+    assert mine.read_text() == 'mine'
+    (tmp_path / 'file.lock').unlink()
+
+    def no_locks(handle, operation):
+        raise OSError(95, 'Operation not supported')
+
+    monkeypatch.setattr('theano_today.files.fcntl.flock', no_locks)
+    with locked(fname), locked(fname):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ['mine']
+
+
+def test_an_error_on_the_way_in_leaves_no_lock(tmp_path):
+    (tmp_path / 'c.npz').write_text('not a checkpoint')
+    with pytest.raises(CheckpointError, match='no whole checkpoint'):
+        with Checkpoint(tmp_path / 'c.npz', build(lasagne.updates.sgd)):
+            pass
+    assert sorted(files(tmp_path)) == ['c.npz']

@@ -18,6 +18,7 @@ import kfkd
 import numpy as np
 import pytest
 from theano_today.checkpoint import CheckpointError, read, write
+from theano_today.files import locked
 
 KILLS = int(os.environ.get('KILLS', 4))
 
@@ -201,6 +202,19 @@ def test_changed_data_are_named_and_fresh_starts_anew(runner, resumable, tmp_pat
     assert done['status'] == 0 and done['batches'] == 320 and 'Going on' not in done['printed']
     assert results(resumable)['net.pickle', kfkd.COLUMNS] == \
         runner.results['net.pickle', kfkd.COLUMNS]
+
+
+def test_a_training_that_another_process_is_at(runner, resumable):
+    with locked(str(resumable / 'checkpoint-net.npz')):
+        before = files(resumable)
+        for argv in ['fit'], [], ['fit', '--fresh']:
+            done = runner(resumable, *argv)
+            assert done['status'] == 1 and done['batches'] == 0 and 'Traceback' not in done['printed']
+            assert 'kfkd.py: checkpoint-net.npz is in use by process {}. '.format(os.getpid()) in \
+                done['printed']
+            assert files(resumable) == before
+    done = runner(resumable, 'fit', set={'MAX_EPOCHS': 41})
+    assert 'MAX_EPOCHS was 40' in done['printed'], 'its end is the end of the lock'
 
 
 def truncate(path):

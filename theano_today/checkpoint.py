@@ -40,11 +40,12 @@ import numpy as np
 import theano
 from nolearn.lasagne import BatchIterator
 
-from .files import FileError, check_writable, open_regular, replacing
+from .files import FileError, check_writable, locked, open_regular, replacing
 
 __all__ = ['Checkpoint', 'CheckpointError', 'Diverged', 'Stopped', 'digest', 'stopping_on_signals']
 
 VERSION = 1
+STARTED = '%Y-%m-%d-%H%M%S'
 LARGEST_STATE = 1 << 25  # bytes of JSON: a hundred times what 3,000 epochs take
 # What comes up where a file holds other things than it should.
 _STRANGE = AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError
@@ -285,20 +286,25 @@ class Checkpoint:
     finished : bool
         Whether the training has come to its end, now or in an earlier process.  The checkpoint then
         holds what the net needs to be used, and `fit` does nothing more.
+    started : str
+        When the training began (YYYY-MM-DD-hhmmss), which may have been in an earlier process.
 
     Raises
     ------
     CheckpointError
         If the file is of other settings, named in the message, or damaged.
     FileError
-        If the file cannot be written.  The last good checkpoint is still there then.
+        If the file cannot be written.  The last good checkpoint is still there then.  Also if
+        another process is training with this file: it is named, and nothing is changed.
     Diverged
         If the loss becomes NaN or infinite.  No checkpoint is written of such a training.
 
     Notes
     -----
     Attributes of handlers are kept if they are numbers, strings, arrays, random generators, or
-    lists, tuples and dictionaries of these; a message names those that are not.  nolearn's
+    lists, tuples and dictionaries of these; a message names those that are not, unless the class
+    itself lists them in an attribute `not_in_checkpoint`: what is made anew when it is needed, such
+    as compiled functions.  nolearn's
     shuffling iterators (``shuffle=True``) reorder the caller's arrays from epoch to epoch, which
     going on could not repeat; they are refused.  The program's code is not compared.
     """
@@ -308,6 +314,7 @@ class Checkpoint:
         self.fname, self.net, self.every = str(fname), net, every
         self.settings = _as_in_file(dict(settings))
         self.signum, self.finished = None, False
+        self.started = time.strftime(STARTED)
         self.begun = False          # a batch is done: there is something to lose
         self.due = time.monotonic() + every
         self.saved = self.arrays = self.random = None  # what has been read
@@ -327,10 +334,18 @@ class Checkpoint:
                 raise CheckpointError('{} shuffles in place (shuffle=True): its training cannot be '
                                       'written to {}.'.format(name, self.fname))
         check_writable(self.fname)
-        net.initialize()
-        self.net_settings = _as_in_file(_settings(net))
-        self._read()
+        with contextlib.ExitStack() as context:
+            context.enter_context(locked(self.fname))
+            net.initialize()
+            self.net_settings = _as_in_file(_settings(net))
+            self._read()
+            self._take_over(net)
+            context.enter_context(_handling(self._on_signal, SIGNALS))
+            self.context = context.pop_all()
+        return self
 
+    def _take_over(self, net):
+        """Put our own handlers and training step into the net."""
         original = {name: _as_list(getattr(net, name)) for name in HANDLERS}
         self.handlers = [handler for handlers in original.values()
                          for handler in map(_owner, handlers) if hasattr(handler, '__dict__')]
@@ -346,12 +361,9 @@ class Checkpoint:
             on_epoch_finished=original['on_epoch_finished'] + [self._epoch_finished],
             on_training_finished=original['on_training_finished'] + [self._finished])
         self.original = dict(original, train_iter_=self.recorder.function)
-        self.signals = _handling(self._on_signal, SIGNALS)
-        self.signals.__enter__()
-        return self
 
     def __exit__(self, kind, error, traceback):
-        self.signals.__exit__(None, None, None)
+        self.context.close()
         for name in ('_training', 'train_loop'):
             del vars(self.net)[name]
         vars(self.net).update(self.original)
@@ -437,9 +449,12 @@ class Checkpoint:
     def _attributes(self, thing, arrays):
         """The attributes of a handler or an iterator, packed."""
         packed = {}
+        left_out = getattr(thing, 'not_in_checkpoint', ())
+        if isinstance(thing, BatchIterator):
+            left_out = ('X', 'y') + tuple(left_out)  # the data of the last epoch
         for name, value in vars(thing).items():
-            if isinstance(thing, BatchIterator) and name in ('X', 'y'):
-                continue  # the data of the last epoch
+            if name in left_out:
+                continue
             try:
                 packed[name] = _pack(value, arrays)
             except _CannotPack as error:
@@ -456,7 +471,8 @@ class Checkpoint:
         epoch_start, arrays = self.epoch_start
         arrays = dict(arrays)
         state = dict(
-            version=VERSION, written=time.strftime('%Y-%m-%d %H:%M:%S'), finished=self.finished,
+            version=VERSION, started=self.started, written=time.strftime('%Y-%m-%d %H:%M:%S'),
+            finished=self.finished,
             settings=self.settings, net_settings=self.net_settings, machine=_machine(),
             history=_pack(list(net.train_history_), arrays),
             weights=[_pack(param.get_value(borrow=True), arrays) for param in net.get_all_params()],
@@ -482,6 +498,8 @@ class Checkpoint:
             history = _unpack(saved['history'], arrays)
             batches = len(saved['outputs']['list'])
             finished, written = bool(saved['finished']), str(saved['written'])
+            started = saved.get('started', self.started)
+            time.strptime(started, STARTED)  # it becomes part of file names
             if not all(np.isfinite(row[name]) for row in history
                        for name in ('epoch', 'train_loss', 'dur')):
                 raise ValueError('numbers are missing in the history')
@@ -501,6 +519,7 @@ class Checkpoint:
             print('# Going on from {} (written {}): epoch {}, after batch {}.'.format(
                 self.fname, written, len(history) + 1, batches))
         self.saved, self.arrays, self.net.train_history_ = saved, arrays, history
+        self.started = started
 
     def _strange(self, error):
         return CheckpointError('{} does not fit this net ({}: {}). Start anew with --fresh.'.format(

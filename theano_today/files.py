@@ -3,6 +3,7 @@ import contextlib
 import glob
 import os
 import re
+import socket
 import stat
 import tempfile
 
@@ -11,9 +12,11 @@ try:
 except ImportError:  # not on Windows: leftovers stay there
     fcntl = None
 
-__all__ = ['FileError', 'check_writable', 'open_regular', 'remove_leftovers', 'replacing']
+__all__ = ['FileError', 'check_writable', 'locked', 'open_regular', 'remove_leftovers',
+           'replacing']
 
 SUFFIX = '.partial'
+LOCK = '.lock'
 _LEFTOVER = re.compile(r'\.[a-z0-9_]{8}' + re.escape(SUFFIX))  # as tempfile.mkstemp names them
 
 
@@ -102,6 +105,60 @@ def _lock(handle):
     return True
 
 
+@contextlib.contextmanager
+def locked(fname):
+    """Keep `fname` from other processes that ask for the same, for as long as the block lasts.
+
+    The lock is on a file beside it, `fname` + '.lock', which goes with the block.  The kernel
+    releases the lock when the process dies, so a file that a killed one has left locks nobody out.
+    A file system without locks does not lock.
+
+    Raises
+    ------
+    FileError
+        If another process has it; the message names the process.
+    """
+    path = fname + LOCK
+    try:
+        handle = _open_locked(path)
+    except OSError as error:
+        raise FileError('{} cannot be written: {}.'.format(
+            path, error.strerror or error)) from error
+    if handle is None:
+        raise FileError('{} is in use by {}. Wait for its end, stop it, or work in another folder.'
+                        .format(fname, _owner(path)))
+    try:
+        with contextlib.suppress(OSError):  # on a full disk the lock does without a name
+            os.truncate(handle, 0)
+            os.write(handle, '{} {}'.format(os.getpid(), socket.gethostname()).encode())
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(path)  # before the lock goes: after that it could be the next one's
+        os.close(handle)
+
+
+def _open_locked(path):
+    """Return the handle of a lock file; None if another process has it."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666)
+        if not _lock(handle):
+            os.close(handle)
+            return None
+        if os.fstat(handle).st_nlink:
+            return handle
+        os.close(handle)  # its owner has removed it before we had the lock
+
+
+def _owner(path):
+    """Name the process of which a lock file tells."""
+    with contextlib.suppress(OSError, ValueError), open(path) as f:
+        pid, host = f.read(500).split()
+        return 'process {}{}'.format(
+            int(pid), '' if host == socket.gethostname() else ' on ' + host)
+    return 'another process'  # which has not written its number yet
+
+
 def _umask():
     mask = os.umask(0)
     os.umask(mask)
@@ -142,13 +199,15 @@ def remove_leftovers(*patterns):
     ----------
     patterns : str
         Names of such files, with `*` for what varies.  Files another process is writing right now
-        stay.
+        stay, and the locks it holds (see `locked`).
     """
     if fcntl is None:
         return
     for pattern in patterns:
-        for path in glob.glob(pattern + '.*' + SUFFIX):
-            if not _LEFTOVER.fullmatch(path[-len(SUFFIX) - 9:]) or os.path.islink(path):
+        leftovers = [path for path in glob.glob(pattern + '.*' + SUFFIX)
+                     if _LEFTOVER.fullmatch(path[-len(SUFFIX) - 9:])]
+        for path in leftovers + glob.glob(pattern + LOCK):
+            if os.path.islink(path):
                 continue
             with contextlib.suppress(OSError):
                 with open(path, 'rb') as f:
