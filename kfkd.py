@@ -66,9 +66,11 @@ from beyond.augmentation import PRESETS, AffineBatchIterator
 from beyond.monitors import ActivationMonitor, GradientMonitor, UpdateMonitor
 from beyond.records import Record, compare as compare_records, constants_of
 from beyond.report import write_report
+from beyond.tensorboard import TensorBoard
 from theano_today import safe_pickle
 from theano_today.checkpoint import Checkpoint, Diverged, Stopped, digest, stopping_on_signals
-from theano_today.files import FileError, check_writable, open_regular, remove_leftovers, replacing
+from theano_today.files import (
+    FileError, check_writable, locked, open_regular, remove_leftovers, replacing)
 
 # ---------------------------------------------------------------------------- constants to edit
 
@@ -104,6 +106,7 @@ FCHECKPOINT = 'checkpoint-{name}.npz'           # while there is a training to g
 FCOMPARE = 'compare.png'
 FREPORT = 'report-{name}.html'
 RUNS = 'runs'                   # each run that trains leaves a record in this folder; None: no record
+TENSORBOARD = None              # folder for TensorBoard's event files; None: none
 
 TRUSTED = ()                    # classes and functions of your own that pickled nets may refer to
 
@@ -694,6 +697,8 @@ def fit(keep_checkpoint=False):
     """
     global net
     check_writable(FNET)
+    with locked(FCHECKPOINT.format(name='net')):  # or another process is training this net
+        pass
     X, y = load2d()
     columns = tuple(read_faces(FTRAIN).columns[:-1])
     if columns != COLUMNS:
@@ -729,11 +734,15 @@ def train(model, X, y, name):
         has, have been saved.
     """
     check_enough(X)
+    try:
+        events = TensorBoard(TENSORBOARD and os.path.join(TENSORBOARD, name), scale=48)
+    except ImportError as error:
+        raise DataError('TENSORBOARD = {!r}: {}.'.format(TENSORBOARD, error))
     stopped = None
     checkpoint = Checkpoint(FCHECKPOINT.format(name=name), model, must_stay(X, y, name),
                             60 * CHECKPOINT_MINUTES)
     try:
-        with checkpoint:
+        with checkpoint, events.attached(model, checkpoint.started):
             model.fit(X, y)
         if checkpoint.signum:
             stopped = Stopped(checkpoint.signum)
@@ -792,7 +801,8 @@ def remove_checkpoints(*names):
     """Remove the checkpoints of these trainings ('net', 'specialist-1', ...), or of all."""
     for name in names or ['net', 'specialist-*']:
         for fname in glob.glob(FCHECKPOINT.format(name=name)):
-            os.remove(fname)
+            with locked(fname):
+                os.remove(fname)
 
 
 def save(nets, fname):

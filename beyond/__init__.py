@@ -7,6 +7,7 @@
     beyond.nets           the starter net, VGG-16
     beyond.config         an experiment as a YAML file
     beyond.records        a record of every run, and what differs between runs
+    beyond.tensorboard    event files for TensorBoard
     beyond.experiments    the experiments of the slides, one command each
 
 All of it works on any NeuralNet of nolearn; nothing here knows kfkd.py, but for the experiments

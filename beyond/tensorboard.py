@@ -1,0 +1,231 @@
+"""Event files for TensorBoard, written while a net of nolearn trains.
+
+    with TensorBoard('events', scale=48).attached(net):
+        net.fit(X, y)
+
+and, beside it, in an environment that has TensorBoard: ``tensorboard --logdir events``.
+
+After each epoch, at the step of its number: losses, RMSE or accuracy, custom scores, the settings
+of the update rule (learning rate, momentum) that the epoch was trained with, its seconds, and means
+of what beyond.monitors has recorded in it.  At the end: the filters of the first layer.
+
+The files are written by tensorboardX, which needs NumPy and protobuf only.  They are whole after
+each epoch.  Where a training goes on from a checkpoint, the epochs that are trained again take the
+place of those that the earlier process had written.
+"""
+import contextlib
+import os
+import time
+
+import numpy as np
+import theano
+from theano_today.files import FileError
+
+from .monitors import Monitor
+
+# What each monitor's samples of an epoch are summed up by: (column of the history, number).
+MONITORED = (('updates', 'ratio'), ('gradients', 'norm'), ('activations', 'std'),
+             ('activations', 'dead'))
+HANDLERS = 'on_training_started', 'on_epoch_finished', 'on_training_finished'
+PIXELS = 12             # that a weight of a filter is drawn with
+
+
+class TensorBoard(object):
+    """Handler that writes the training of a net as event files.
+
+    Parameters
+    ----------
+    folder : str or None
+        Of this net's runs; made if it is not there.  None: nothing is written.
+    scale : float
+        From the square root of a regression's loss to the unit of the labels: 48 for pixels.
+
+    Raises
+    ------
+    ImportError
+        If tensorboardX is missing.
+
+    Notes
+    -----
+    A disk that fails ends the writing with a message, not the training.
+    """
+    not_in_checkpoint = ('folder', 'scale', '_writer')
+
+    def __init__(self, folder, scale=1):
+        if folder is not None:
+            _tensorboardx()  # now, not after the first epoch
+        self.folder, self.scale = folder, scale
+        self._writer = None
+
+    @contextlib.contextmanager
+    def attached(self, net, run=''):
+        """Context in which the handler belongs to a net; the net's pickles know nothing of it.
+
+        Parameters
+        ----------
+        net : NeuralNet
+        run : str
+            Folder in `folder` for this training; a `Checkpoint`'s `started`, for instance, which
+            stays the same when the training goes on.
+        """
+        if self.folder is None:
+            yield self
+            return
+        folder, self.folder = self.folder, os.path.join(self.folder, run)
+        self.attach(net)
+        try:
+            yield self
+        finally:
+            self.close()
+            self.folder = folder
+            for name in HANDLERS:
+                getattr(net, name).remove(getattr(self, name))
+
+    def attach(self, net):
+        """Add the handler to those of a net for good; return it."""
+        net.on_training_started.append(self.on_training_started)
+        # Before handlers that change the learning rate or stop the training, behind the monitors.
+        monitors = [isinstance(getattr(handler, '__self__', None), Monitor)
+                    for handler in net.on_epoch_finished]
+        place = len(monitors) - monitors[::-1].index(True) if any(monitors) else 0
+        net.on_epoch_finished.insert(place, self.on_epoch_finished)
+        net.on_training_finished.append(self.on_training_finished)
+        return self
+
+    def on_training_started(self, nn, train_history):
+        self.close()
+        if self.folder is None:
+            return
+        event_pb2, writer, _ = _tensorboardx()
+        first = len(train_history) + 1
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            # The name has the second only: a process that goes on in the same one needs another.
+            self._writer = writer.EventsWriter(
+                os.path.join(self.folder, 'events'), '.{:06}.{}'.format(first, os.getpid()))
+        except OSError as error:
+            raise FileError('{} cannot be written: {}.'.format(
+                self.folder, error.strerror or error)) from error
+        # Readers drop from earlier files what is not before the step of this.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(event_pb2.Event(session_log=start), first)
+
+    def on_epoch_finished(self, nn, train_history):
+        if self._writer is None:
+            return
+        event_pb2, _, summary = _tensorboardx()
+        event = event_pb2.Event()
+        for tag, value in self.numbers(nn, train_history[-1]):
+            event.summary.value.extend(summary.scalar(tag, value).value)
+        self._write(event, train_history[-1]['epoch'])
+
+    def on_training_finished(self, nn, train_history):
+        layers = [layer for layer in nn.layers_.values() if layer.get_params(trainable=True)]
+        if self._writer is not None and layers and train_history:
+            event_pb2, _, summary = _tensorboardx()
+            W = np.asarray(layers[0].get_params(trainable=True)[0].get_value(), np.float64)
+            tag = 'first_layer/' + (layers[0].name or 'W')
+            if W.ndim == 4 and W.shape[1] in (1, 3):
+                drawn = summary.image(tag, draw_filters(W), dataformats='HWC')
+            else:
+                drawn = summary.histogram(tag, W, bins=60)
+            self._write(event_pb2.Event(summary=drawn), train_history[-1]['epoch'])
+        self.close()
+
+    def numbers(self, nn, info):
+        """What there is to write of an epoch.
+
+        Parameters
+        ----------
+        nn : NeuralNet
+        info : dict
+            The epoch's row of the history.
+
+        Returns
+        -------
+        list of (tag, number)
+        """
+        losses = {'train': info['train_loss']}
+        if isinstance(info['valid_loss_best'], (bool, np.bool_)):  # NaN without validation rows
+            losses['valid'] = info['valid_loss']
+        found = [('loss/' + name, loss) for name, loss in losses.items()]
+        if nn.regression:
+            found += [('rmse/' + name, self.scale * np.sqrt(loss)) for name, loss in losses.items()]
+        elif 'valid' in losses:
+            found.append(('accuracy/valid', info['valid_accuracy']))
+        for scores in nn.custom_scores or [], nn.scores_train, nn.scores_valid:
+            found += [('scores/' + name, info[name]) for name, _ in scores]
+        for name, value in nn._get_params_for('update').items():
+            if isinstance(value, theano.compile.SharedVariable):
+                value = value.get_value()
+            if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number):
+                found.append(('update/' + name, value))
+        found.append(('seconds/epoch', info['dur']))
+        for column, number in MONITORED:
+            samples = [sample['layers'] for sample in info.get(column, ())]
+            for layer in samples[0] if samples else ():
+                values = [sample[layer][number] for sample in samples if number in sample[layer]]
+                if values:
+                    tag = 'monitor_{}_{}/{}'.format(column, number, layer)
+                    found.append((tag, np.mean(values)))
+        return found
+
+    def close(self):
+        """Close the file, if one is open."""
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+            self._writer = None
+
+    def _write(self, event, epoch):
+        event.step, event.wall_time = int(epoch), time.time()
+        try:
+            self._writer.write_event(event)
+            self._writer.flush()
+        except OSError as error:
+            print('# {} cannot be written ({}): the training goes on without it.'.format(
+                self.folder, error.strerror or error))
+            self.close()
+
+    def __getstate__(self):  # an open file is no part of a pickled net
+        return dict(vars(self), _writer=None)
+
+
+def draw_filters(W):
+    """Draw filters side by side; grey is 0, and all have the same scale.
+
+    Parameters
+    ----------
+    W : ndarray, shape (filters, channels, height, width)
+        Of one channel or three.
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+    """
+    shades = 0.5 + 0.5 * W / (np.abs(W).max() or 1)
+    shades = shades.repeat(PIXELS, axis=2).repeat(PIXELS, axis=3)
+    shades = np.pad(shades, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=1)
+    n, channels, height, width = shades.shape
+    columns = int(np.ceil(np.sqrt(n)))
+    rows = -(-n // columns)
+    page = np.ones((rows * columns, channels, height, width))
+    page[:n] = shades
+    page = page.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    page = page.reshape(rows * height, columns * width, channels)
+    return np.broadcast_to((255 * page).round().astype(np.uint8), page.shape[:2] + (3,)).copy()
+
+
+def _tensorboardx():
+    """The parts of tensorboardX that write in this thread.
+
+    Its SummaryWriter hands events to a thread of its own: a flush does not wait for that thread,
+    and when the disk is full the thread ends and the training waits for it for ever.
+    """
+    try:
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+    except ImportError as error:
+        raise ImportError('TensorBoard files need tensorboardX ({}): install '
+                          'requirements-beyond.txt'.format(error)) from error
+    return event_pb2, event_file_writer, summary
