@@ -13,6 +13,7 @@ import collections
 import collections.abc
 import contextlib
 import copy
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -243,6 +244,106 @@ def _nolearn_net(base):
         return type(self)(**params)
 
     net.__sklearn_clone__ = __sklearn_clone__
+    net.__sklearn_tags__ = _sklearn_tags
+
+    # scikit-learn (0.22) takes an estimator for fitted that has any attribute like train_history_.
+    net.__sklearn_is_fitted__ = lambda self: bool({'layers_', '_saved_weights'} & set(vars(self)))
+
+
+def _sklearn_tags(self):
+    """Tell scikit-learn whether a net is a classifier or a regressor (by tags since 1.6).
+
+    It picks the folds of a cross-validation and the responses for a scorer by them.
+    """
+    from sklearn.base import BaseEstimator
+    from sklearn.utils import ClassifierTags, RegressorTags
+    tags = BaseEstimator.__sklearn_tags__(self)
+    if self.regression:
+        tags.estimator_type, tags.regressor_tags = 'regressor', RegressorTags()
+        tags.target_tags.multi_output = True
+    else:
+        tags.estimator_type, tags.classifier_tags = 'classifier', ClassifierTags()
+    tags.target_tags.required = True
+    tags.input_tags.three_d_array = True
+    return tags
+
+
+@after_import('nolearn.lasagne.base')
+def _nolearn_settings(base):
+    """Let scikit-learn's searches set what a net is made with, and refuse what would do nothing."""
+    net = base.NeuralNet
+    original_get_params_for, original_set_params = net._get_params_for, net.set_params
+
+    def _get_params_for(self, name):
+        # The distributions of SciPy draw NumPy scalars.  Theano takes those for numbers of double
+        # precision, unlike Python's own, and the float32 weights can then not be updated.
+        return {key: value.item() if isinstance(value, np.generic) else value
+                for key, value in original_get_params_for(self, name).items()}
+
+    def set_params(self, **params):
+        # nolearn lets any name pass (see `_dict` above): one that no layer and no update rule asks
+        # for would be searched in vain, and clone() would forget one that the net was not made with.
+        from theano.compile import SharedVariable, shared
+        prefixes = [name + '_' for name in ['update', 'objective'] + _layer_names(
+            base, self, params.get('layers', self.layers))]
+        new = [name for name in params if name not in self._get_param_names() and '__' not in name]
+        for name in new:
+            if not name.startswith(tuple(prefixes)):
+                raise ValueError(
+                    'Invalid parameter {!r} for estimator {}: it is neither one of its arguments nor '
+                    'begins with {}.'.format(name, type(self).__name__, ', '.join(prefixes)))
+        for name, value in params.items():
+            old = vars(self).get(name)
+            # A handler that changes the learning rate needs a shared variable there.
+            if isinstance(old, SharedVariable) and isinstance(value, (int, float, np.number)):
+                params[name] = shared(np.asarray(value, old.dtype)[()], old.name)
+        original_set_params(self, **params)
+        self._kwarg_keys += new
+        return self
+
+    set_params.__doc__ = original_set_params.__doc__
+    net._get_params_for, net.set_params = _get_params_for, set_params
+
+
+def _layer_names(base, net, layers):
+    """The names by which a net's settings refer to its layers: ``name_num_units``."""
+    if not layers or isinstance(layers[0], base.Layer):
+        return []
+    names = []
+    for number, (first, second) in enumerate(layers):
+        if isinstance(second, dict):
+            factory = base.locate(first) if isinstance(first, str) else first
+            names.append(second.get('name') or net._layer_name(factory, number))
+        else:
+            names.append(first)
+    return names
+
+
+@after_import('nolearn.lasagne.base')
+def _nolearn_data(base):
+    """Take what scikit-learn hands on: data frames, float64, labels as int64.
+
+    nolearn picks rows by ``X[indices]``, which are columns in a data frame (pipelines hand them on
+    since scikit-learn 1.2).  It asks Theano to narrow types by ``allow_input_downcast``, which Theano
+    ignores for inputs that are given as `In`, as nolearn does since 0.6.
+    """
+    net = base.NeuralNet
+    fit, predict_proba = net.fit, net.predict_proba
+
+    def array(data):
+        if isinstance(data, dict):
+            return {name: array(part) for name, part in data.items()}
+        return data if isinstance(data, np.ndarray) else np.asarray(data)
+
+    @functools.wraps(fit)
+    def new_fit(self, X, y, epochs=None):
+        return fit(self, array(X), array(y), epochs=epochs)
+
+    @functools.wraps(predict_proba)
+    def new_predict_proba(self, X):
+        return predict_proba(self, array(X))
+
+    net.fit, net.predict_proba = new_fit, new_predict_proba
 
 
 @after_import('nolearn.lasagne.base')
@@ -252,7 +353,8 @@ def _nolearn_pickles(base):
     A pickled net of nolearn 0.6.1 carries its graph, its three compiled functions and the momentum:
     twice the size of its weights, a recursion limit to raise, and a minute of compiling to load it.
     Now it carries settings, history and weights.  Loading neither builds nor compiles anything: the
-    layers are built when somebody asks for them.
+    layers are built when somebody asks for them.  It begins with a function of this module, so that
+    a process that knows nothing of nets, a worker of joblib, makes the mends before nolearn comes.
     """
     from theano.compile import SharedVariable, shared as shared_variable
     base.theano = _TheanoLate()
@@ -298,9 +400,22 @@ def _nolearn_pickles(base):
         if name in functions and hasattr(self, 'layers_'):
             self.initialize()
             return vars(self)[name]
+        if name == 'classes_' and not self.regression and hasattr(self, 'layers_'):
+            # The columns of predict_proba, which scikit-learn's scorers ask a classifier for.  With
+            # use_label_encoder nolearn has an attribute of this name.
+            return np.arange(self._output_layers[0].output_shape[1])
         raise AttributeError('{!r} object has no attribute {!r}'.format(type(self).__name__, name))
 
+    def __reduce_ex__(self, protocol):
+        return new_net, (type(self),), self.__getstate__()
+
     net.__getstate__, net.__setstate__, net.__getattr__ = __getstate__, __setstate__, __getattr__
+    net.__reduce_ex__ = __reduce_ex__
+
+
+def new_net(cls):
+    """Make a net without calling its constructor, for pickles."""
+    return cls.__new__(cls)
 
 
 @contextlib.contextmanager
@@ -333,6 +448,11 @@ def _only_shapes_of(saved):
 
 class _TheanoLate:
     """Theano as nolearn.lasagne.base sees it: `function` compiles when the function is called."""
+
+    @staticmethod
+    def In(variable, **kwargs):  # see _nolearn_data
+        import theano
+        return theano.In(variable, allow_downcast=True, **kwargs)
 
     class function:
         def __init__(self, *args, **kwargs):

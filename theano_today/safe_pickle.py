@@ -30,6 +30,8 @@ from lasagne.layers import Layer
 from nolearn.lasagne import NeuralNet
 from theano.tensor import TensorType
 
+from .compat import new_net
+
 __all__ = ['allowed', 'load', 'loads']
 
 # The opcodes of protocols 2 to 5 for plain data, memo, globals, calls and objects.  Not among them:
@@ -109,6 +111,12 @@ def _random_state(kind='MT19937', bit_generator=_MT19937):
     return np.random.RandomState()
 
 
+def _net(cls):
+    if not inspect.isclass(cls) or not issubclass(cls, NeuralNet):
+        _refuse('a net of another kind')
+    return new_net(cls)
+
+
 def _handler(owner, name):
     # Methods are pickled as getattr(object, name).
     if name not in HANDLERS or not inspect.isfunction(getattr(type(owner), str(name), None)):
@@ -118,6 +126,7 @@ def _handler(owner, name):
 
 _CALLS = {('builtins', 'getattr'): _Call(_handler),
           ('collections', 'OrderedDict'): _Call(OrderedDict),
+          (new_net.__module__, new_net.__name__): _Call(_net),
           ('numpy', 'dtype'): _Call(_dtype),
           ('numpy', 'ndarray'): _NDARRAY,
           ('numpy.random._pickle', '__randomstate_ctor'): _Call(_random_state),
