@@ -18,6 +18,7 @@ import pickle
 import sys
 import tempfile
 import time
+import warnings
 from collections import OrderedDict
 
 import kfkd
@@ -29,8 +30,10 @@ from matplotlib import pyplot
 from matplotlib.ticker import NullLocator
 from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
 from nolearn.lasagne import visualize
+from scipy.stats import loguniform, uniform
 from sklearn.datasets import load_digits
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, mean_squared_error
+from sklearn.model_selection import KFold, RandomizedSearchCV
 
 from . import curves, monitors, nets, pictures
 from .augmentation import PRESETS, AffineBatchIterator
@@ -577,6 +580,83 @@ def update_rules(epochs=30, fname=None):
     return {'update-rules': fig}, 'Training loss after {} epochs, smallest first: {}.'.format(
         epochs, ', '.join('{} {:.1e} (accuracy {:.1%})'.format(name, *last[name])
                           for name in order))
+
+
+class SearchScore(object):
+    """Scorer of a search: minus the mean squared error; it prints how far the search is.
+
+    Parameters
+    ----------
+    fits : int
+        How many there will be.
+    """
+    def __init__(self, fits, every=10):
+        self.fits, self.every, self.done = fits, every, 0
+        self.printed = time.time()
+
+    def __call__(self, net, X, y):
+        now = time.time()
+        self.first = now if self.done == 0 else self.first  # in which Theano compiles
+        self.done += 1
+        if now >= self.printed + self.every and 1 < self.done < self.fits:
+            self.printed = now
+            left = (now - self.first) / (self.done - 1) * (self.fits - self.done)
+            print('# search: {} of {} trainings, some {} left'.format(
+                self.done, self.fits, kfkd.hms(left)))
+        return -mean_squared_error(y, net.predict(X))
+
+
+@experiment
+def search(epochs=30, fname=None, rows=600, candidates=16):
+    """Learning rate, momentum and dropout by scikit-learn's RandomizedSearchCV."""
+    X, y = faces(rows + 200, fname, size=24)
+    (X, X_test), (y, y_test) = np.split(X, [-200]), np.split(y, [-200])
+    net = nets.SeededNet(
+        [('input', layers.InputLayer), ('conv', layers.Conv2DLayer), ('pool', layers.MaxPool2DLayer),
+         ('hidden', layers.DenseLayer), ('dropout', layers.DropoutLayer),
+         ('output', layers.DenseLayer)],
+        input_shape=(None, 1, 24, 24), conv_num_filters=8, conv_filter_size=(3, 3),
+        pool_pool_size=(2, 2), hidden_num_units=100, output_num_units=30, output_nonlinearity=None,
+        regression=True, update_learning_rate=.03, update_momentum=.9, max_epochs=epochs,
+        batch_iterator_train=BatchIterator(32), train_split=TrainSplit(0))
+    found = RandomizedSearchCV(
+        net, {'update_learning_rate': loguniform(.01, 10), 'update_momentum': uniform(.5, .49),
+              'dropout_p': uniform(0, .7)},
+        n_iter=candidates, cv=KFold(3), scoring=SearchScore(3 * candidates + 1), random_state=SEED)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # of nets that diverge: the verdict counts them
+        found.fit(X, y)
+
+    rmse = 48 * np.sqrt([-found.cv_results_['split{}_test_score'.format(fold)] for fold in range(3)])
+    mean_face = float(48 * (y - y.mean(axis=0)).std())
+    best, far = found.best_index_, ~(rmse.mean(axis=0) < 1.5 * mean_face)
+    fig, axes = pyplot.subplots(1, 3, figsize=(12, 4.2), layout='constrained', sharey=True)
+    for axis, name in zip(axes, ('update_learning_rate', 'update_momentum', 'dropout_p')):
+        drawn = np.array([params[name] for params in found.cv_results_['params']])
+        axis.vlines(drawn[~far], *np.sort(rmse[:, ~far], axis=0)[[0, -1]], color=BLUE, alpha=.5)
+        axis.plot(drawn[~far], rmse[:, ~far].mean(axis=0), 'o', color=BLUE,
+                  label='mean and range of three folds')
+        axis.plot(drawn[far], np.full(far.sum(), 1.5 * mean_face), 'x', color=RED,
+                  label='diverged, or worse than this')
+        axis.plot(drawn[best], rmse[:, best].mean(), '*', color=BLACK, markersize=14, label='best')
+        axis.axhline(mean_face, color='gray', linestyle=':', label='the mean face')
+        axis.set_xlabel(name)
+        axis.grid(alpha=.4)
+    axes[0].set_xscale('log')
+    axes[0].set_ylabel('RMSE by cross-validation (pixels)')
+    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
+    fig.suptitle('{} random settings of a small net'.format(candidates))
+    test = 48 * np.sqrt(mean_squared_error(y_test, found.predict(X_test)))
+    guessed = 48 * np.sqrt(mean_squared_error(y_test, y.mean(axis=0)[None].repeat(200, axis=0)))
+    means = rmse.mean(axis=0)
+    verdict = (
+        'Best of {} settings: {}; RMSE {:.2f} pixels by cross-validation, where the median of the '
+        'settings has {:.2f} and {} diverged. On 200 faces kept aside: {:.2f}, the mean face {:.2f}.'
+        .format(candidates, ', '.join('{} {:.2g}'.format(*item)
+                                      for item in sorted(found.best_params_.items())),
+                means[best], np.median(np.where(np.isfinite(means), means, np.inf)),
+                np.isnan(means).sum(), test, guessed))
+    return {'search': fig}, verdict
 
 
 # ------------------------------------------------------------- slide "Train / Validation Split"

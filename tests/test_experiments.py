@@ -1,4 +1,6 @@
 """The experiments end with their figures and honest verdicts; the pictures show what is there."""
+import re
+
 import theano_today  # noqa: F401  (before theano)
 
 import lasagne
@@ -76,6 +78,29 @@ def test_initialisations_show_the_decks_effect():
     # Six layers are drawn; with 1/sqrt(n) the last one's activations are the narrowest.
     widths = [np.ptp(line.get_xdata()) for line in axes[0].lines]
     assert len(widths) == 6 and widths[-1] < .3 * widths[0]
+
+
+def test_search_tells_what_it_has_found(capsys):
+    figures, verdict = experiments.search(epochs=2, rows=60, candidates=3)
+    assert verdict.startswith('Best of 3 settings: dropout_p 0.')
+    axes = figures['search'].axes
+    assert [axis.get_xlabel() for axis in axes] == [
+        'update_learning_rate', 'update_momentum', 'dropout_p']
+    for axis in axes:
+        found, far, best, _ = axis.lines
+        assert len(found.get_xdata()) + len(far.get_xdata()) == 3
+        assert best.get_ydata()[0] == min(found.get_ydata())
+    best = re.search(r'RMSE (\S+) pixels', verdict).group(1)
+    assert float(best) == pytest.approx(axes[0].lines[2].get_ydata()[0], abs=.006)
+
+    capsys.readouterr()
+    score = experiments.SearchScore(4, every=0)
+    X, y = data()
+    net = small_net().fit(X, y, epochs=1)
+    assert [score(net, X, y) for _ in range(4)] == [
+        -np.mean((net.predict(X) - y) ** 2, axis=0, dtype=float).mean()] * 4
+    printed = capsys.readouterr().out
+    assert printed.count('left') == 2 and '# search: 3 of 4 trainings, some 0:00:00 left' in printed
 
 
 def test_older_initialisation_is_what_the_slide_says():
