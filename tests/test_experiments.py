@@ -81,7 +81,7 @@ def test_initialisations_show_the_decks_effect():
 
 
 def test_search_tells_what_it_has_found(capsys):
-    figures, verdict = experiments.search(epochs=2, rows=60, candidates=3)
+    figures, verdict = experiments.search(epochs=8, rows=120, candidates=3)
     assert verdict.startswith('Best of 3 settings: dropout_p 0.')
     axes = figures['search'].axes
     assert [axis.get_xlabel() for axis in axes] == [
