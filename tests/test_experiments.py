@@ -97,8 +97,8 @@ def test_search_tells_what_it_has_found(capsys):
     score = experiments.SearchScore(4, every=0)
     X, y = data()
     net = small_net().fit(X, y, epochs=1)
-    assert [score(net, X, y) for _ in range(4)] == [
-        -np.mean((net.predict(X) - y) ** 2, axis=0, dtype=float).mean()] * 4
+    assert [score(net, X, y) for _ in range(4)] == pytest.approx([
+        -np.mean((net.predict(X) - y) ** 2, dtype=float)] * 4)
     printed = capsys.readouterr().out
     assert printed.count('left') == 2 and '# search: 3 of 4 trainings, some 0:00:00 left' in printed
 
