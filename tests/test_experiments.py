@@ -81,14 +81,14 @@ def test_initialisations_show_the_decks_effect():
 
 
 def test_search_tells_what_it_has_found(capsys):
-    figures, verdict = experiments.search(epochs=8, rows=120, candidates=3)
-    assert verdict.startswith('Best of 3 settings: dropout_p 0.')
+    figures, verdict = experiments.search(epochs=8, rows=120, candidates=2)
+    assert verdict.startswith('Best of 2 settings: dropout_p 0.')
     axes = figures['search'].axes
     assert [axis.get_xlabel() for axis in axes] == [
         'update_learning_rate', 'update_momentum', 'dropout_p']
     for axis in axes:
         found, far, best, _ = axis.lines
-        assert len(found.get_xdata()) + len(far.get_xdata()) == 3
+        assert len(found.get_xdata()) + len(far.get_xdata()) == 2
         assert best.get_ydata()[0] == min(found.get_ydata())
     best = re.search(r'RMSE (\S+) pixels', verdict).group(1)
     assert float(best) == pytest.approx(axes[0].lines[2].get_ydata()[0], abs=.006)
