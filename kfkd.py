@@ -734,15 +734,12 @@ def train(model, X, y, name):
         has, have been saved.
     """
     check_enough(X)
-    try:
-        events = TensorBoard(TENSORBOARD and os.path.join(TENSORBOARD, name), scale=48)
-    except ImportError as error:
-        raise DataError('TENSORBOARD = {!r}: {}.'.format(TENSORBOARD, error))
+    events = tensorboard(name)
     stopped = None
     checkpoint = Checkpoint(FCHECKPOINT.format(name=name), model, must_stay(X, y, name),
                             60 * CHECKPOINT_MINUTES)
     try:
-        with checkpoint, events.attached(model, checkpoint.started):
+        with checkpoint, events.attached(model):
             model.fit(X, y)
         if checkpoint.signum:
             stopped = Stopped(checkpoint.signum)
@@ -758,6 +755,14 @@ def train(model, X, y, name):
     print('Best validation RMSE: {:.3f} pixels, at epoch {}.'.format(
         np.sqrt(best.best_valid) * 48, best.best_valid_epoch))
     return stopped
+
+
+def tensorboard(name):
+    """Return the handler that writes the training of a net to TENSORBOARD, if that is not None."""
+    try:
+        return TensorBoard(TENSORBOARD and os.path.join(TENSORBOARD, name), scale=48)
+    except ImportError as error:
+        raise DataError('TENSORBOARD = {!r}: {}.'.format(TENSORBOARD, error))
 
 
 def check_enough(X):

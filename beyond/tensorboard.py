@@ -14,11 +14,13 @@ each epoch.  Where a training goes on from a checkpoint, the epochs that are tra
 place of those that the earlier process had written.
 """
 import contextlib
+import itertools
 import os
 import time
 
 import numpy as np
 import theano
+from theano_today.checkpoint import STARTED
 from theano_today.files import FileError
 
 from .monitors import Monitor
@@ -36,7 +38,8 @@ class TensorBoard(object):
     Parameters
     ----------
     folder : str or None
-        Of this net's runs; made if it is not there.  None: nothing is written.
+        Of this net's runs, made if it is not there; each has a folder there, named by its start (in
+        a `Checkpoint` that of the whole training).  None: nothing is written.
     scale : float
         From the square root of a regression's loss to the unit of the labels: 48 for pixels.
 
@@ -49,40 +52,31 @@ class TensorBoard(object):
     -----
     A disk that fails ends the writing with a message, not the training.
     """
-    not_in_checkpoint = ('folder', 'scale', '_writer')
+    not_in_checkpoint = True    # a training can go on with it or without
 
     def __init__(self, folder, scale=1):
         if folder is not None:
             _tensorboardx()  # now, not after the first epoch
         self.folder, self.scale = folder, scale
+        self.run = None         # folder of the last training
         self._writer = None
 
     @contextlib.contextmanager
-    def attached(self, net, run=''):
-        """Context in which the handler belongs to a net; the net's pickles know nothing of it.
-
-        Parameters
-        ----------
-        net : NeuralNet
-        run : str
-            Folder in `folder` for this training; a `Checkpoint`'s `started`, for instance, which
-            stays the same when the training goes on.
-        """
-        if self.folder is None:
-            yield self
-            return
-        folder, self.folder = self.folder, os.path.join(self.folder, run)
+    def attached(self, net):
+        """Context in which the handler belongs to a net; pickles made later know nothing of it."""
         self.attach(net)
         try:
             yield self
         finally:
             self.close()
-            self.folder = folder
             for name in HANDLERS:
-                getattr(net, name).remove(getattr(self, name))
+                with contextlib.suppress(ValueError):  # without a folder it is not there
+                    getattr(net, name).remove(getattr(self, name))
 
     def attach(self, net):
         """Add the handler to those of a net for good; return it."""
+        if self.folder is None:
+            return self
         net.on_training_started.append(self.on_training_started)
         # Before handlers that change the learning rate or stop the training, behind the monitors.
         monitors = [isinstance(getattr(handler, '__self__', None), Monitor)
@@ -94,18 +88,17 @@ class TensorBoard(object):
 
     def on_training_started(self, nn, train_history):
         self.close()
-        if self.folder is None:
-            return
         event_pb2, writer, _ = _tensorboardx()
+        self.run = self._folder_of_run(nn)
         first = len(train_history) + 1
         try:
-            os.makedirs(self.folder, exist_ok=True)
+            os.makedirs(self.run, exist_ok=True)
             # The name has the second only: a process that goes on in the same one needs another.
             self._writer = writer.EventsWriter(
-                os.path.join(self.folder, 'events'), '.{:06}.{}'.format(first, os.getpid()))
+                os.path.join(self.run, 'events'), '.{:06}.{}'.format(first, os.getpid()))
         except OSError as error:
             raise FileError('{} cannot be written: {}.'.format(
-                self.folder, error.strerror or error)) from error
+                self.run, error.strerror or error)) from error
         # Readers drop from earlier files what is not before the step of this.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._write(event_pb2.Event(session_log=start), first)
@@ -170,6 +163,16 @@ class TensorBoard(object):
                     found.append((tag, np.mean(values)))
         return found
 
+    def _folder_of_run(self, nn):
+        checkpoint = vars(nn).get('_training')
+        if checkpoint is not None:
+            return os.path.join(self.folder, checkpoint.started)
+        folder = unused = os.path.join(self.folder, time.strftime(STARTED))
+        for number in itertools.count(2):
+            if not os.path.exists(unused):
+                return unused
+            unused = '{}-{}'.format(folder, number)
+
     def close(self):
         """Close the file, if one is open."""
         if self._writer is not None:
@@ -184,7 +187,7 @@ class TensorBoard(object):
             self._writer.flush()
         except OSError as error:
             print('# {} cannot be written ({}): the training goes on without it.'.format(
-                self.folder, error.strerror or error))
+                self.run, error.strerror or error))
             self.close()
 
     def __getstate__(self):  # an open file is no part of a pickled net

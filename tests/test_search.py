@@ -61,7 +61,7 @@ def weights(model):
     return [values for layer in model.get_all_params_values().values() for values in layer]
 
 
-# -------------------------------------------------------------------------------------- the estimator
+# ----------------------------------------------------------------------------------- the estimator
 
 def test_tags():
     classifier, regressor = get_tags(net()), get_tags(net(regression=True))
@@ -95,7 +95,8 @@ def test_clones_have_the_same_parameters_and_share_nothing(digits):
     twin = clone(model)
     mine, its = model.get_params(), twin.get_params()
     assert set(mine) == set(its)
-    plain = [name for name, value in mine.items() if isinstance(value, (bool, int, float, str, tuple))]
+    plain = [name for name, value in mine.items()
+             if isinstance(value, (bool, int, float, str, tuple))]
     assert len(plain) > 8 and all(mine[name] == its[name] for name in plain)
     assert type(twin) is type(model) and its['layers'] == LAYERS
     for name in 'batch_iterator_train', 'batch_iterator_test', 'train_split', 'on_epoch_finished':
@@ -203,7 +204,7 @@ def test_cross_validation(digits):
     assert cross_val_score(net(), X, y, cv=3, scoring='roc_auc_ovr').min() > .6
 
 
-# --------------------------------------------------------------------------------------------- searches
+# ---------------------------------------------------------------------------------------- searches
 
 GRID = {'update_learning_rate': [.02, .2], 'dropout_p': [0, .5]}
 

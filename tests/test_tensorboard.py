@@ -1,4 +1,5 @@
 """TensorBoard's event files: read back byte by byte and compared with the history of the net."""
+import contextlib
 import copy
 import io
 import os
@@ -108,7 +109,7 @@ def test_the_reader_knows_the_checksum():
     assert crc32c(b'123456789') == 0xe3069283
 
 
-# ------------------------------------------------------------------------------------ what is written
+# --------------------------------------------------------------------------------- what is written
 
 def data(n=60, classes=False):
     X = np.random.RandomState(0).rand(n, 1, 8, 8).astype(np.float32)
@@ -124,7 +125,8 @@ def small_net(**settings):
         input_shape=(None, 1, 8, 8), conv_num_filters=5, conv_filter_size=3, output_num_units=4,
         output_nonlinearity=None, regression=True, update_momentum=.9,
         update_learning_rate=theano.shared(np.float32(.01)), batch_iterator_train=BatchIterator(16),
-        batch_iterator_test=BatchIterator(16), train_split=TrainSplit(.2), max_epochs=4), **settings))
+        batch_iterator_test=BatchIterator(16), train_split=TrainSplit(.2), max_epochs=4),
+        **settings))
 
 
 def halve(nn, train_history):
@@ -141,12 +143,15 @@ def test_every_number_is_that_of_the_history(tmp_path):
     for monitor in ActivationMonitor, GradientMonitor, UpdateMonitor:
         monitor(every=2, size=8).attach(net)
     attached = {name: list(getattr(net, name)) for name in tensorboard.HANDLERS}
-    with TensorBoard(str(tmp_path), scale=48).attached(net, 'first'):
+    handler = TensorBoard(str(tmp_path), scale=48)
+    with handler.attached(net):
         net.fit(*data())
     assert {name: getattr(net, name) for name in tensorboard.HANDLERS} == attached
-    assert set(vars(net)) - set(before) <= {'layers_', '_output_layers', '_initialized', 'train_iter_',
-                                            'eval_iter_', 'predict_iter_'}
-    numbers, others = events(tmp_path / 'first')
+    assert set(vars(net)) - set(before) <= {'layers_', '_output_layers', '_initialized',
+                                            'train_iter_', 'eval_iter_', 'predict_iter_'}
+    run, = tmp_path.iterdir()
+    assert str(run) == handler.run and len(run.name) == 17
+    numbers, others = events(run)
 
     def expected(number):
         return float32((row['epoch'], number(row)) for row in net.train_history_)
@@ -158,17 +163,18 @@ def test_every_number_is_that_of_the_history(tmp_path):
     assert numbers.pop('loss/valid') == expected(lambda row: row['valid_loss'])
     assert numbers.pop('rmse/train') == expected(lambda row: 48 * row['train_loss'] ** .5)
     assert numbers.pop('rmse/valid') == expected(lambda row: 48 * row['valid_loss'] ** .5)
-    assert numbers.pop('update/learning_rate') == expected(  # that of the epoch, not of the next one
+    assert numbers.pop('update/learning_rate') == expected(  # that of the epoch, not of the next
         lambda row: np.float32(.01) / 2 ** (row['epoch'] - 1))
     assert numbers.pop('update/momentum') == expected(lambda row: .9)
     assert numbers.pop('seconds/epoch') == expected(lambda row: row['dur'])
     for layer in 'conv', 'output':
-        for column, name, number in (('updates', layer + '.W', 'ratio'), ('activations', layer, 'std'),
-                                     ('gradients', layer + '.W', 'norm'),
-                                     ('gradients', layer + '.b', 'norm')):
+        for column, name, number in (
+                ('updates', layer + '.W', 'ratio'), ('activations', layer, 'std'),
+                ('gradients', layer + '.W', 'norm'), ('gradients', layer + '.b', 'norm')):
             tag = 'monitor_{}_{}/{}'.format(column, number, name)
             assert numbers.pop(tag) == expected(mean(column, name, number)), tag
-    assert numbers.pop('monitor_activations_dead/conv') == expected(mean('activations', 'conv', 'dead'))
+    assert numbers.pop('monitor_activations_dead/conv') == expected(
+        mean('activations', 'conv', 'dead'))
     # Biases are 0 before the first batch, and have no ratio in its sample.
     assert [step for step, _ in numbers.pop('monitor_updates_ratio/conv.b')] == [1, 2, 3, 4]
     assert [step for step, _ in numbers.pop('monitor_updates_ratio/output.b')] == [1, 2, 3, 4]
@@ -204,7 +210,8 @@ def test_a_classifier_and_scores_of_ones_own(tmp_path):
         net._kwarg_keys.remove(name)
     TensorBoard(str(tmp_path)).attach(net)
     net.fit(*data(classes=True))
-    numbers, others = events(tmp_path)
+    run, = tmp_path.iterdir()
+    numbers, others = events(run)
     assert set(numbers) == {'loss/train', 'loss/valid', 'accuracy/valid', 'scores/share_right',
                             'update/learning_rate', 'update/momentum', 'seconds/epoch'}
     for tag, name in ('accuracy/valid', 'valid_accuracy'), ('scores/share_right', 'share right'):
@@ -219,6 +226,7 @@ def test_a_classifier_and_scores_of_ones_own(tmp_path):
 
     # Attached for good, the handler goes with copies of the net, but for its open file.
     net.on_training_started[0](net, net.train_history_)
+    assert len(list(tmp_path.iterdir())) == 2  # another training has a folder of its own
     assert net.on_epoch_finished[0].__self__._writer is not None
     pickled = pickle.dumps(net, -1)
     for other in clone(net), copy.deepcopy(net), pickle.loads(pickled), \
@@ -236,20 +244,23 @@ class PowerCut(Exception):
 def test_going_on_from_a_checkpoint_doubles_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoint, 'share', float('inf'))
 
-    def train(cut=None, every=3600):
+    def train(cut=None, permanent=False):
         def power_cut(nn, train_history):
             if len(train_history) == cut:
                 raise PowerCut
             if len(train_history) == 1:
                 checkpoint.due = 0  # write one after the next batch
         net = small_net(on_epoch_finished=[power_cut])
-        checkpoint = Checkpoint(tmp_path / 'c.npz', net, every=every)
-        with checkpoint, TensorBoard(str(tmp_path / 'events')).attached(net, checkpoint.started):
+        checkpoint = Checkpoint(tmp_path / 'c.npz', net)
+        handler = TensorBoard(str(tmp_path / 'events'))
+        if permanent:
+            handler.attach(net)
+        with checkpoint, contextlib.nullcontext() if permanent else handler.attached(net):
             net.fit(*data())
         return net
 
     with pytest.raises(PowerCut):
-        train(cut=3)
+        train(cut=3, permanent=True)  # the checkpoint does not count the handler
     run, = (tmp_path / 'events').iterdir()
     assert [step for step, _ in events(run)[0]['loss/train']] == [1, 2, 3]
     monkeypatch.setattr('time.strftime', lambda *args: '2030-01-01-000000')  # much later
@@ -283,7 +294,8 @@ def test_a_disk_that_fails_ends_the_writing_not_the_training(tmp_path, monkeypat
         net.fit(*data())
     assert len(net.train_history_) == 4
     assert capsys.readouterr().out.count('No space left on device') == 1
-    assert [step for step, _ in events(tmp_path / 'events')[0]['loss/train']] == [1, 2]
+    run, = (tmp_path / 'events').iterdir()
+    assert [step for step, _ in events(run)[0]['loss/train']] == [1, 2]
 
 
 def test_a_folder_that_cannot_be_is_told_before_the_first_epoch(tmp_path):
@@ -297,7 +309,7 @@ def test_a_folder_that_cannot_be_is_told_before_the_first_epoch(tmp_path):
         assert not net.on_epoch_finished
 
 
-# ---------------------------------------------------------------------------------------- in kfkd.py
+# -------------------------------------------------------------------------------------- in kfkd.py
 
 NET = """
 layers:
@@ -313,8 +325,8 @@ def work(tmp_path, monkeypatch):
     from killable import write_faces
     write_faces(str(tmp_path))
     for name, value in dict(
-            FTRAIN=str(tmp_path / 'training.csv'), MAX_EPOCHS=3, SPECIALIST_SAMPLES=50, BATCH_SIZE=16,
-            VERBOSE=0, NET=yaml.safe_load(NET), RUNS=None, TENSORBOARD='events',
+            FTRAIN=str(tmp_path / 'training.csv'), MAX_EPOCHS=3, SPECIALIST_SAMPLES=50,
+            BATCH_SIZE=16, VERBOSE=0, NET=yaml.safe_load(NET), RUNS=None, TENSORBOARD='events',
             SPECIALIST_SETTINGS=kfkd.SPECIALIST_SETTINGS[:2], net=kfkd.net).items():
         monkeypatch.setattr(kfkd, name, value)
     monkeypatch.chdir(tmp_path)

@@ -304,7 +304,7 @@ class Checkpoint:
     Attributes of handlers are kept if they are numbers, strings, arrays, random generators, or
     lists, tuples and dictionaries of these; a message names those that are not, unless the class
     itself lists them in an attribute `not_in_checkpoint`: what is made anew when it is needed, such
-    as compiled functions.  nolearn's
+    as compiled functions.  Handlers for which it is True may come and go.  nolearn's
     shuffling iterators (``shuffle=True``) reorder the caller's arrays from epoch to epoch, which
     going on could not repeat; they are refused.  The program's code is not compared.
     """
@@ -348,7 +348,8 @@ class Checkpoint:
         """Put our own handlers and training step into the net."""
         original = {name: _as_list(getattr(net, name)) for name in HANDLERS}
         self.handlers = [handler for handlers in original.values()
-                         for handler in map(_owner, handlers) if hasattr(handler, '__dict__')]
+                         for handler in map(_owner, handlers) if hasattr(handler, '__dict__')
+                         and getattr(handler, 'not_in_checkpoint', None) is not True]
         self.recorder = _Recorder(net, net.train_iter_)
         vars(net).update(
             _training=self,  # pickling a net in its training leaves all this out (compat.py)
@@ -492,6 +493,8 @@ class Checkpoint:
         except FileNotFoundError:
             return
         try:
+            for name in HANDLERS:  # earlier versions have them there where there are none
+                saved['net_settings'].pop(name, None)
             changes = _differences(saved['settings'], self.settings) or \
                 _differences(saved['net_settings'], self.net_settings)
             others = _differences(saved['machine'], _machine())
@@ -620,7 +623,7 @@ def _settings(net):
     settings = {'layers': [
         [type(layer).__name__, list(layer.output_shape)] for layer in net.get_all_layers()]}
     for name, value in net.get_params(deep=False).items():
-        if name not in ('verbose', 'layers') and _is_plain(value):
+        if name not in ('verbose', 'layers') + HANDLERS and _is_plain(value):
             settings[name] = value
     for owner in ('batch_iterator_train', 'train_split'):
         thing = getattr(net, owner)

@@ -282,7 +282,7 @@ def _nolearn_settings(base):
 
     def set_params(self, **params):
         # nolearn lets any name pass (see `_dict` above): one that no layer and no update rule asks
-        # for would be searched in vain, and clone() would forget one that the net was not made with.
+        # for would be searched in vain, and clone() would forget one that is new to the net.
         from theano.compile import SharedVariable, shared
         prefixes = [name + '_' for name in ['update', 'objective'] + _layer_names(
             base, self, params.get('layers', self.layers))]
@@ -290,8 +290,8 @@ def _nolearn_settings(base):
         for name in new:
             if not name.startswith(tuple(prefixes)):
                 raise ValueError(
-                    'Invalid parameter {!r} for estimator {}: it is neither one of its arguments nor '
-                    'begins with {}.'.format(name, type(self).__name__, ', '.join(prefixes)))
+                    'Invalid parameter {!r} for estimator {}: it is neither one of its arguments '
+                    'nor begins with {}.'.format(name, type(self).__name__, ', '.join(prefixes)))
         for name, value in params.items():
             old = vars(self).get(name)
             # A handler that changes the learning rate needs a shared variable there.
@@ -324,8 +324,8 @@ def _nolearn_data(base):
     """Take what scikit-learn hands on: data frames, float64, labels as int64.
 
     nolearn picks rows by ``X[indices]``, which are columns in a data frame (pipelines hand them on
-    since scikit-learn 1.2).  It asks Theano to narrow types by ``allow_input_downcast``, which Theano
-    ignores for inputs that are given as `In`, as nolearn does since 0.6.
+    since scikit-learn 1.2).  It asks Theano to narrow types by ``allow_input_downcast``, which
+    Theano ignores for inputs that are given as `In`, as nolearn gives them since 0.6.
     """
     net = base.NeuralNet
     fit, predict_proba = net.fit, net.predict_proba
