@@ -23,7 +23,7 @@ import theano
 from theano_today.checkpoint import STARTED
 from theano_today.files import FileError
 
-from .monitors import Monitor
+from .monitors import Monitor, layers_with_weights
 
 # What each monitor's samples of an epoch are summed up by: (column of the history, number).
 MONITORED = (('updates', 'ratio'), ('gradients', 'norm'), ('activations', 'std'),
@@ -57,6 +57,7 @@ class TensorBoard(object):
     def __init__(self, folder, scale=1):
         if folder is not None:
             _tensorboardx()  # now, not after the first epoch
+            folder = os.path.abspath(folder)  # it may be used in a process that is elsewhere
         self.folder, self.scale = folder, scale
         self.run = None         # folder of the last training
         self._writer = None
@@ -113,15 +114,17 @@ class TensorBoard(object):
         self._write(event, train_history[-1]['epoch'])
 
     def on_training_finished(self, nn, train_history):
-        layers = [layer for layer in nn.layers_.values() if layer.get_params(trainable=True)]
-        if self._writer is not None and layers and train_history:
+        names = layers_with_weights(nn)
+        if self._writer is not None and names and train_history:
             event_pb2, _, summary = _tensorboardx()
-            W = np.asarray(layers[0].get_params(trainable=True)[0].get_value(), np.float64)
-            tag = 'first_layer/' + (layers[0].name or 'W')
+            W = nn.layers_[names[0]].get_params(trainable=True)[0].get_value().astype(float)
+            if not np.isfinite(W).any():  # the net has diverged
+                return self.close()
+            tag = 'first_layer/' + names[0]
             if W.ndim == 4 and W.shape[1] in (1, 3):
                 drawn = summary.image(tag, draw_filters(W), dataformats='HWC')
             else:
-                drawn = summary.histogram(tag, W, bins=60)
+                drawn = summary.histogram(tag, W[np.isfinite(W)], bins=60)
             self._write(event_pb2.Event(summary=drawn), train_history[-1]['epoch'])
         self.close()
 
@@ -206,6 +209,7 @@ def draw_filters(W):
     -------
     ndarray of uint8, shape (height, width, 3)
     """
+    W = np.nan_to_num(W, posinf=0, neginf=0)
     shades = 0.5 + 0.5 * W / (np.abs(W).max() or 1)
     shades = shades.repeat(PIXELS, axis=2).repeat(PIXELS, axis=3)
     shades = np.pad(shades, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=1)

@@ -213,6 +213,11 @@ def test_a_training_that_another_process_is_at(runner, resumable):
             assert 'kfkd.py: checkpoint-net.npz is in use by process {}. '.format(os.getpid()) in \
                 done['printed']
             assert files(resumable) == before
+    with locked(str(resumable / 'checkpoint-specialist-2.npz')):  # which has none yet
+        before = files(resumable)
+        done = runner(resumable, '--fresh')
+        assert done['status'] == 1 and 'specialist-2.npz is in use' in done['printed']
+        assert files(resumable) == before
     done = runner(resumable, 'fit', set={'MAX_EPOCHS': 41})
     assert 'MAX_EPOCHS was 40' in done['printed'], 'its end is the end of the lock'
 

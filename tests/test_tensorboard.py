@@ -194,6 +194,8 @@ def test_filters_are_drawn_to_one_scale():
     assert (page[1, 1] == 191).all() and (page[1, width - 2] == 128).all()
     assert (page[2 * height - 2, 2 * width - 2] == 0).all() and (page[-2, -2] == 255).all()
     assert (draw_filters(np.zeros((1, 3, 2, 2)))[1, 1] == 128).all()
+    W[0, 0, 0, 0] = np.nan  # a net that has diverged
+    assert (draw_filters(W)[1, 1] == 128).all()
 
 
 def share_right(y, probabilities):

@@ -12,7 +12,7 @@ try:
 except ImportError:  # not on Windows: leftovers stay there
     fcntl = None
 
-__all__ = ['FileError', 'check_writable', 'locked', 'open_regular', 'remove_leftovers',
+__all__ = ['LOCK', 'FileError', 'check_writable', 'locked', 'open_regular', 'remove_leftovers',
            'replacing']
 
 SUFFIX = '.partial'
