@@ -612,9 +612,9 @@ def search(epochs=30, fname=None, rows=600, candidates=16):
     X, y = faces(rows + 200, fname, size=24)
     (X, X_test), (y, y_test) = np.split(X, [-200]), np.split(y, [-200])
     net = nets.SeededNet(
-        [('input', layers.InputLayer), ('conv', layers.Conv2DLayer), ('pool', layers.MaxPool2DLayer),
-         ('hidden', layers.DenseLayer), ('dropout', layers.DropoutLayer),
-         ('output', layers.DenseLayer)],
+        [('input', layers.InputLayer), ('conv', layers.Conv2DLayer),
+         ('pool', layers.MaxPool2DLayer), ('hidden', layers.DenseLayer),
+         ('dropout', layers.DropoutLayer), ('output', layers.DenseLayer)],
         input_shape=(None, 1, 24, 24), conv_num_filters=8, conv_filter_size=(3, 3),
         pool_pool_size=(2, 2), hidden_num_units=100, output_num_units=30, output_nonlinearity=None,
         regression=True, update_learning_rate=.03, update_momentum=.9, max_epochs=epochs,
@@ -624,10 +624,11 @@ def search(epochs=30, fname=None, rows=600, candidates=16):
               'dropout_p': uniform(0, .7)},
         n_iter=candidates, cv=KFold(3), scoring=SearchScore(3 * candidates + 1), random_state=SEED)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning)  # of nets that diverge: the verdict counts them
+        warnings.simplefilter('ignore', UserWarning)  # of nets that diverge, which are counted
         found.fit(X, y)
 
-    rmse = 48 * np.sqrt([-found.cv_results_['split{}_test_score'.format(fold)] for fold in range(3)])
+    rmse = 48 * np.sqrt([-found.cv_results_['split{}_test_score'.format(fold)]
+                         for fold in range(3)])
     mean_face = float(48 * (y - y.mean(axis=0)).std())
     best, far = found.best_index_, ~(rmse.mean(axis=0) < 1.5 * mean_face)
     fig, axes = pyplot.subplots(1, 3, figsize=(12, 4.2), layout='constrained', sharey=True)
@@ -651,8 +652,8 @@ def search(epochs=30, fname=None, rows=600, candidates=16):
     means = rmse.mean(axis=0)
     verdict = (
         'Best of {} settings: {}; RMSE {:.2f} pixels by cross-validation, where the median of the '
-        'settings has {:.2f} and {} diverged. On 200 faces kept aside: {:.2f}, the mean face {:.2f}.'
-        .format(candidates, ', '.join('{} {:.2g}'.format(*item)
+        'settings has {:.2f} and {} diverged. On 200 faces kept aside: {:.2f}, the mean face '
+        '{:.2f}.'.format(candidates, ', '.join('{} {:.2g}'.format(*item)
                                       for item in sorted(found.best_params_.items())),
                 means[best], np.median(np.where(np.isfinite(means), means, np.inf)),
                 np.isnan(means).sum(), test, guessed))
