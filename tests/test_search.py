@@ -213,19 +213,19 @@ GRID = {'update_learning_rate': [.02, .2], 'dropout_p': [0, .5]}
 def searched(halves):
     with warnings.catch_warnings():
         warnings.simplefilter('error', RuntimeWarning)
-        return GridSearchCV(net(regression=True), GRID, cv=KFold(3)).fit(*halves)
+        return GridSearchCV(net(regression=True), GRID, cv=KFold(2)).fit(*halves)
 
 
 def test_a_search_finds_what_a_loop_finds(searched, halves):
     X, y = halves
     scores = {}
     for params in ParameterGrid(GRID):
-        for number, (train, test) in enumerate(KFold(3).split(X)):
+        for number, (train, test) in enumerate(KFold(2).split(X)):
             model = net(regression=True, **params).fit(X[train], y[train])
             scores.setdefault(tuple(params.items()), []).append(model.score(X[test], y[test]))
     results = searched.cv_results_
     for params, *found in zip(results['params'], *(
-            results['split{}_test_score'.format(number)] for number in range(3))):
+            results['split{}_test_score'.format(number)] for number in range(2))):
         assert found == scores[tuple(params.items())]
     best = max(scores, key=lambda params: np.mean(scores[params]))
     assert searched.best_params_ == dict(best)
@@ -284,11 +284,9 @@ def test_a_random_search_of_numbers_and_shared_variables(digits, capfd):
 
     settings = dict(update_learning_rate=loguniform(1e-3, 1), update_momentum=uniform(.5, .45),
                     dropout_p=uniform(0, .5))
-    drawn = [RandomizedSearchCV(net(), settings, n_iter=2, cv=2, random_state=1).fit(*digits)
-             for _ in range(2)]
-    assert np.isfinite(drawn[0].cv_results_['mean_test_score']).all()
-    np.testing.assert_array_equal(*(search.cv_results_['mean_test_score'] for search in drawn))
-    assert set(drawn[0].best_params_) == set(settings)
+    search = RandomizedSearchCV(net(), settings, n_iter=2, cv=2, random_state=1).fit(*digits)
+    assert np.isfinite(search.cv_results_['mean_test_score']).all()
+    assert set(search.best_params_) == set(settings)
     printed = capfd.readouterr()
     assert printed.out == printed.err == ''
 
