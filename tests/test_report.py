@@ -436,6 +436,7 @@ def test_data_that_are_not_what_they_were(copy, tmp_path, monkeypatch, spoil, me
     faces = tmp_path / 'faces'
     shutil.copytree(os.path.dirname(kfkd.FTRAIN), str(faces))
     monkeypatch.setattr(kfkd, 'FTRAIN', str(faces / 'training.csv'))
+    monkeypatch.setattr(kfkd, 'DRAWN', str(tmp_path / 'none'))  # where a report looks last
     constants = json.loads((copy / 'record.json').read_text())['constants']
     spoil(faces)
     made = report(copy, constants=dict(constants, FTRAIN=kfkd.FTRAIN))
