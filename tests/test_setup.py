@@ -216,3 +216,24 @@ def test_compile_directory_that_cannot_be_written(tmp_path):
 def test_other_compiler_of_the_user(tmp_path):
     message = error(run('import theano_today', tmp_path, THEANO_FLAGS='cxx=/nowhere/c++'))
     assert '/nowhere/c++' in message
+
+
+COUNT_MODULES = """
+    import theano_today, theano, numpy as np
+    from theano.gof.cmodule import GCC_compiler
+    original, compiled = GCC_compiler.compile_str, []
+    GCC_compiler.compile_str = staticmethod(
+        lambda *args, **kwargs: compiled.append(1) or original(*args, **kwargs))
+    x = theano.tensor.matrix()
+    f = theano.function([x], [x.T, x[x.shape[0] - 1]])  # DimShuffle, ScalarFromTensor, DeepCopyOp
+    assert f(np.eye(3, dtype='float32'))[1].tolist() == [0, 0, 1]
+    print(len(compiled))
+"""
+
+
+def test_a_second_process_compiles_nothing(tmp_path):
+    """Theano 1.0.5 compiled these three again in each process."""
+    first = run(COUNT_MODULES, tmp_path, PYTHONHASHSEED='1')
+    second = run(COUNT_MODULES, tmp_path, PYTHONHASHSEED='2')
+    assert first.returncode == 0 and int(first.stdout) >= 3, first.stderr
+    assert second.stdout == '0\n', second.stderr

@@ -131,6 +131,13 @@ _REPLACEMENTS = {
             '[tuple([region_slices[i][r[i]] for i in xrange(nd)])]',
         'gxk[region_slice]': 'gxk[tuple(region_slice)]',
     },
+    # Ops without properties (ScalarFromTensor, DeepCopyOp) count as unversioned in Theano 1.0.5:
+    # every process compiles them again and removes them at its end.
+    'theano.gof.cc': {"hasattr(node.op, '__props__')": "getattr(node.op, '__props__', ())"},
+    # The version of C code in files (DimShuffle) is a hash that differs from process to process
+    # since Python 3.3: each compiles it again, and the folder of compiled modules grows.
+    'theano.gof.op': {'hash(tuple(self.func_codes))':
+                      "utils.hash_from_code(''.join(self.func_codes))"},
 }
 
 
