@@ -39,10 +39,12 @@ import lasagne
 import numpy as np
 import theano
 from nolearn.lasagne import BatchIterator
+from theano.compile import SharedVariable
 
 from .files import FileError, check_writable, locked, open_regular, replacing
 
-__all__ = ['Checkpoint', 'CheckpointError', 'Diverged', 'Stopped', 'digest', 'stopping_on_signals']
+__all__ = ['Checkpoint', 'CheckpointError', 'Diverged', 'Stopped', 'digest', 'is_finished',
+           'stopping_on_signals']
 
 VERSION = 1
 STARTED = '%Y-%m-%d-%H%M%S'
@@ -243,6 +245,14 @@ def read(fname):
     return state, arrays
 
 
+def is_finished(fname):
+    """Whether there is a checkpoint of a training that has come to its end."""
+    try:
+        return bool(read(fname)[0].get('finished'))
+    except (FileNotFoundError, FileError):
+        return False
+
+
 def _text_digest(text):
     return hashlib.blake2b(text, digest_size=16).hexdigest()
 
@@ -316,6 +326,7 @@ class Checkpoint:
         self.signum, self.finished = None, False
         self.started = time.strftime(STARTED)
         self.begun = False          # a batch is done: there is something to lose
+        self.stopping = False       # `stop` has been called
         self.due = time.monotonic() + every
         self.saved = self.arrays = self.random = None  # what has been read
         self.reported = set()       # attributes of which it has been said that they are not kept
@@ -324,6 +335,10 @@ class Checkpoint:
         """Remove the file, when the results it led to are safe."""
         with contextlib.suppress(FileNotFoundError):
             os.remove(self.fname)
+
+    def stop(self):
+        """End the training after this batch, as a signal does; for other threads."""
+        self.stopping = True
 
     # The context ------------------------------------------------------------------------------
 
@@ -407,9 +422,9 @@ class Checkpoint:
                 self.random = self.arrays = None
             return
         self.begun = True
-        if self.signum:
+        if self.signum or self.stopping:
             self.write()
-            raise Stopped(self.signum)
+            raise Stopped(self.signum or signal.SIGTERM)
         if time.monotonic() >= self.due:
             self.write()
 
@@ -447,6 +462,11 @@ class Checkpoint:
         return [variable for variable in self.recorder.function.get_shared()
                 if variable not in params]
 
+    def _shared(self):
+        """Shared variables that are settings of the net, by name: a learning rate that changes."""
+        return {name: value for name, value in vars(self.net).items()
+                if isinstance(value, SharedVariable)}
+
     def _attributes(self, thing, arrays):
         """The attributes of a handler or an iterator, packed."""
         packed = {}
@@ -479,6 +499,8 @@ class Checkpoint:
             weights=[_pack(param.get_value(borrow=True), arrays) for param in net.get_all_params()],
             others=[] if self.finished else [
                 _pack(variable.get_value(borrow=True), arrays) for variable in self._others()],
+            shared={name: _pack(variable.get_value(borrow=True), arrays)
+                    for name, variable in self._shared().items()},
             handlers=[self._attributes(handler, arrays) for handler in self.handlers],
             outputs=_pack(self.recorder.outputs, arrays), random=_global_random(arrays),
             epoch_start=epoch_start)
@@ -512,7 +534,7 @@ class Checkpoint:
             raise CheckpointError(
                 '{} is of a training with other settings: {}. Put them back to go on with it, or '
                 'start anew with --fresh.'.format(self.fname, '; '.join(changes)))
-        for change in others:
+        for change in others if not finished else ():
             print('# {}: {}. The result may differ in the last bits from that of an uninterrupted '
                   'training.'.format(self.fname, change))
         if finished:
@@ -535,6 +557,10 @@ class Checkpoint:
             _set_values(net.get_all_params(), saved['weights'], arrays)
             if not saved['finished']:
                 _set_values(self._others(), saved['others'], arrays)
+            shared = self._shared()
+            names = [name for name in saved.get('shared', ()) if name in shared]
+            _set_values([shared[name] for name in names],
+                        [saved['shared'][name] for name in names], arrays)
             things = self.handlers + self._iterators()
             packed = saved['handlers'] + saved['epoch_start']['iterators']
             if len(things) != len(packed):
