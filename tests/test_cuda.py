@@ -148,3 +148,30 @@ def test_kfkd_unchanged(tmp_path):
         done = run(['-c', code, str(tmp_path / path)], flags, THEANO_TODAY_TORCH='cpu',
                    PYTHONPATH=ROOT)
         assert done.stdout.endswith(program + '\n'), done.stdout
+
+
+JOBS = '''
+import stepwise
+from theano_today import parallel
+
+def prepare(outputs):
+    return (stepwise.net(outputs, stepwise.Steps("steps")), *stepwise.data(outputs), {})
+
+trainings = [parallel.Training(str(n), "net-{}.npz".format(n), lambda n=n: prepare(n))
+             for n in (1, 2)]
+assert parallel.fit(trainings, 2, verbose=0) == {}
+for n in 1, 2:
+    net, X, y, settings = prepare(n)
+    with parallel.Checkpoint("net-{}.npz".format(n), net, settings) as checkpoint:
+        net.fit(X, y)
+    assert checkpoint.finished and len(net.train_history_) == 4
+print(type(net.train_iter_.fn).__name__, len(stepwise.steps("steps")))
+'''
+
+
+@needs_torch
+def test_trainings_side_by_side(tmp_path):
+    path = os.pathsep.join([ROOT, HERE])
+    done = run(['-c', 'import os; os.chdir({!r})\n'.format(str(tmp_path)) + JOBS],
+               THEANO_TODAY_TORCH='cpu', PYTHONPATH=path)
+    assert done.returncode == 0 and done.stdout.endswith('Program 40\n'), done.stdout
