@@ -30,6 +30,7 @@ The functions stand in the order of the slides; each names its slide.
 import argparse
 import contextlib
 import csv
+import functools
 import glob
 import importlib.util
 import inspect
@@ -67,7 +68,7 @@ from beyond.monitors import ActivationMonitor, GradientMonitor, UpdateMonitor
 from beyond.records import Record, compare as compare_records, constants_of
 from beyond.report import write_report
 from beyond.tensorboard import TensorBoard
-from theano_today import safe_pickle
+from theano_today import parallel, safe_pickle
 from theano_today.checkpoint import Checkpoint, Diverged, Stopped, digest, stopping_on_signals
 from theano_today.files import (
     LOCK, FileError, check_writable, locked, open_regular, remove_leftovers, replacing)
@@ -94,6 +95,8 @@ STANDARDIZE = False             # inputs with mean 0 and deviation 1: no plateau
 SEED = 42                       # of weights, dropout and flips; same seed, data, threads: same net
 VERBOSE = 1                     # nolearn's: 0 is silent, 1 prints a row an epoch, 2 tells more
 CHECKPOINT_MINUTES = 5          # from one checkpoint of a training to the next
+JOBS = 1                        # specialists trained at a time; other than 1: each in a process of
+                                # its own, -1: as many as there are cores (theano_today.parallel)
 
 FNET = 'net.pickle'                             # files written, in the folder you are in
 FSPECIALISTS = 'net-specialists.pickle'
@@ -905,6 +908,8 @@ def fit_specialists(fname_pretrain=None, keep_checkpoint=False):
 
     A specialist sees more faces than the first net, as it needs fewer columns to be filled.
 
+    They are trained one after the other, or JOBS at a time, which leads to the same bits.
+
     Parameters
     ----------
     fname_pretrain : str, optional
@@ -920,6 +925,7 @@ def fit_specialists(fname_pretrain=None, keep_checkpoint=False):
     """
     use_drawn_faces()
     check_writable(FSPECIALISTS)
+    check_jobs()
     net_pretrain = None
     if fname_pretrain is not None:
         net_pretrain = load_nets(fname_pretrain)
@@ -932,31 +938,18 @@ def fit_specialists(fname_pretrain=None, keep_checkpoint=False):
                 iterator.pixel_mean, iterator.pixel_std = map(
                     np.float32, (iterator.pixel_mean, iterator.pixel_std))
 
+    # Trained side by side, specialists leave finished checkpoints, which the loop takes over.
+    failures = train_side_by_side(net_pretrain) if JOBS != 1 else {}
     specialists = OrderedDict()
     for number, setting in enumerate(SPECIALIST_SETTINGS, 1):
+        if number in failures:
+            continue
         cols = setting['columns']
         X, y = load2d(cols=cols)
-
-        lasagne.random.set_rng(np.random.RandomState(SEED))
-        model = clone(build_net())
-        model.output_num_units = y.shape[1]
-        model.batch_iterator_train.flip_indices = setting['flip_indices']
-        # set number of epochs relative to number of training examples:
-        model.max_epochs = max(int(SPECIALIST_SAMPLES / y.shape[0]), 1)
-        model.set_params(**setting.get('kwargs', {}))
-        for handler in model.on_epoch_finished:
-            if isinstance(handler, TimeLeft):
-                handler.stage, handler.stages = number, len(SPECIALIST_SETTINGS)
-
+        model = build_specialist(number, X, y, net_pretrain)
         if net_pretrain is not None:
             # if a pretrain model was given, use it to initialize the weights of our new model:
-            for name in ('batch_iterator_train', 'batch_iterator_test'):
-                iterator, pretrained = getattr(model, name), getattr(net_pretrain, name)
-                iterator.pixel_mean, iterator.pixel_std = pretrained.pixel_mean, pretrained.pixel_std
             model.load_params_from(net_pretrain)
-        elif STANDARDIZE:
-            for iterator in (model.batch_iterator_train, model.batch_iterator_test):
-                iterator.fit_pixels(X)
 
         print("Training model for columns {} for {} epochs".format(cols, model.max_epochs))
         stopped = train(model, X, y, 'specialist-{}'.format(number))
@@ -965,10 +958,83 @@ def fit_specialists(fname_pretrain=None, keep_checkpoint=False):
             raise stopped
         specialists[cols] = model
 
+    for error in failures.values():
+        raise error
     save(specialists, FSPECIALISTS)
     if not keep_checkpoint:
         remove_checkpoints('specialist-*')
     return specialists
+
+
+def build_specialist(number, X, y, net_pretrain=None):
+    """Return the net for a group of columns, 1 for the first, as it is before its training.
+
+    Its weights are yet to be taken over from `net_pretrain`.
+    """
+    setting = SPECIALIST_SETTINGS[number - 1]
+    lasagne.random.set_rng(np.random.RandomState(SEED))
+    model = clone(build_net())
+    model.output_num_units = y.shape[1]
+    model.batch_iterator_train.flip_indices = setting['flip_indices']
+    # set number of epochs relative to number of training examples:
+    model.max_epochs = max(int(SPECIALIST_SAMPLES / y.shape[0]), 1)
+    model.set_params(**setting.get('kwargs', {}))
+    for handler in model.on_epoch_finished:
+        if isinstance(handler, TimeLeft):
+            handler.stage, handler.stages = number, len(SPECIALIST_SETTINGS)
+
+    if net_pretrain is not None:
+        for name in ('batch_iterator_train', 'batch_iterator_test'):
+            iterator, pretrained = getattr(model, name), getattr(net_pretrain, name)
+            iterator.pixel_mean, iterator.pixel_std = pretrained.pixel_mean, pretrained.pixel_std
+    elif STANDARDIZE:
+        for iterator in (model.batch_iterator_train, model.batch_iterator_test):
+            iterator.fit_pixels(X)
+    return model
+
+
+def check_jobs():
+    """Raise DataError for a value of JOBS that is no number of processes."""
+    if not isinstance(JOBS, (int, np.integer)) or isinstance(JOBS, bool) or JOBS == 0:
+        raise DataError('JOBS is how many specialists are trained at a time, or -1 for as many as '
+                        'there are cores, not {!r}.'.format(JOBS))
+
+
+def train_side_by_side(net_pretrain):
+    """Train the specialists, JOBS at a time, until each has a finished checkpoint.
+
+    Returns
+    -------
+    dict of int to Exception
+        What to raise for those that have failed, by their number.  The others are finished.
+    """
+    def prepare(number, cols):
+        with contextlib.redirect_stdout(None):  # the counts are printed when the net is taken over
+            X, y = load2d(cols=cols)
+        check_enough(X)
+        name = 'specialist-{}'.format(number)
+        model = build_specialist(number, X, y, net_pretrain)
+        tensorboard(name).attach(model)
+        return model, X, y, must_stay(X, y, name)
+
+    read_faces(FTRAIN)  # prints what is odd, once
+    trainings = {}
+    for number, cols in enumerate((setting['columns'] for setting in SPECIALIST_SETTINGS), 1):
+        title = 'specialist {} ({}{})'.format(number, cols[0], ' ...' if len(cols) > 1 else '')
+        trainings[parallel.Training(
+            title, FCHECKPOINT.format(name='specialist-{}'.format(number)),
+            functools.partial(prepare, number, cols), net_pretrain)] = number
+    failures = {}
+    for training, error in parallel.fit(
+            list(trainings), JOBS, 60 * CHECKPOINT_MINUTES, 48, 'pixels', VERBOSE).items():
+        if isinstance(error, Diverged):
+            error = DataError('{}. {}'.format(error, why_diverged(training.net)))
+        if isinstance(error, (FileError, MemoryError, OSError)):
+            error = DataError('{}: {} What the other specialists have learned is kept: the same '
+                              'command goes on from there.'.format(
+                                  training.title, (str(error) or repr(error)).rstrip('.') + '.'))
+        failures[trainings[training]] = error
+    return failures
 
 
 @contextlib.contextmanager

@@ -1,0 +1,87 @@
+"""How long six specialists take one after the other, and side by side.
+
+    python tests/benchmarks/jobs.py [--rows 2000] [--samples 4000] [--rounds 2] [--jobs 2]
+
+JOBS = 1 has all cores; with JOBS = n each of n processes has an nth of them.  Both take turns, on
+drawn faces and the deck's net.  Memory is the largest sum over the processes of a run (unique
+pages), looked at twice a second.
+"""
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import psutil
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+RUN = '''
+import sys
+import kfkd
+data, jobs, samples = sys.argv[1], *map(int, sys.argv[2:])
+vars(kfkd).update(
+    FTRAIN=data + '/training.csv', FTEST=data + '/test.csv', FTESTLABELS=None, RUNS=None,
+    STANDARDIZE=True, SPECIALIST_SAMPLES=samples, JOBS=jobs, CHECKPOINT_MINUTES=60)
+kfkd.fit_specialists()
+'''
+
+
+def draw(folder, rows):
+    spec = importlib.util.spec_from_file_location(
+        'make_faces', os.path.join(ROOT, 'data', 'make_faces.py'))
+    make_faces = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_faces)
+    make_faces.write_csvs(folder, rows, 10)
+
+
+def memory(process):
+    """Bytes that a process and those it has started have for themselves."""
+    total = 0
+    for one in [process] + process.children(recursive=True):
+        try:
+            total += one.memory_full_info().uss
+        except psutil.Error:  # it has just ended
+            pass
+    return total
+
+
+def measure(data, jobs, samples):
+    """Return the seconds and the bytes of a run."""
+    environment = dict(os.environ, PYTHONPATH=ROOT)
+    with tempfile.TemporaryDirectory() as folder:
+        start, peak = time.time(), 0
+        with open(os.path.join(folder, 'printed'), 'wb') as printed:
+            run = subprocess.Popen(
+                [sys.executable, '-c', RUN, data, str(jobs), str(samples)], cwd=folder,
+                env=environment, stdout=printed, stderr=printed)
+        process = psutil.Process(run.pid)
+        while run.poll() is None:
+            try:
+                peak = max(peak, memory(process))
+            except psutil.Error:
+                pass
+            time.sleep(0.5)
+        assert run.returncode == 0
+        return time.time() - start, peak
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in ('rows', 2000), ('samples', 4000), ('rounds', 2), ('jobs', 2):
+        parser.add_argument('--' + name, type=int, default=default)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as data:
+        draw(data, args.rows)
+        for _ in range(args.rounds):
+            for jobs in 1, args.jobs:
+                seconds, peak = measure(data, jobs, args.samples)
+                print('JOBS = {}: {:6.1f} s, {:.2f} GB, load {:.1f}'.format(
+                    jobs, seconds, peak / 1e9, os.getloadavg()[0]), flush=True)
+
+
+if __name__ == '__main__':
+    main()
