@@ -127,6 +127,15 @@ def test_nothing_is_started_for_what_is_finished(folder, monkeypatch):
     assert parallel.fit([training(1)], 2) == {}
 
 
+def test_a_checkpoint_of_other_settings_is_an_error_before_any_training(folder):
+    take_over(1)
+    changed = parallel.Training('net 1', 'net-1.npz', lambda: (*prepare(1)[:3], {'outputs': 3}))
+    with pytest.raises(FileError, match=r'net-1.npz is of a training with other settings: '
+                                        r'outputs was 1, is 3. .*--fresh'):
+        parallel.fit([training(2), changed], 2)
+    assert not os.path.exists('net-2.npz') and len(stepwise.steps('steps')) == 20
+
+
 def test_folders_of_killed_programs_are_removed_and_others_stay(folder):
     left = folder / 'trainings.abcdefgh.partial'
     left.mkdir()

@@ -43,8 +43,8 @@ from theano.compile import SharedVariable
 
 from .files import FileError, check_writable, locked, open_regular, replacing
 
-__all__ = ['Checkpoint', 'CheckpointError', 'Diverged', 'Stopped', 'digest', 'is_finished',
-           'stopping_on_signals']
+__all__ = ['Checkpoint', 'CheckpointError', 'Diverged', 'Stopped', 'check_settings', 'digest',
+           'is_finished', 'stopping_on_signals']
 
 VERSION = 1
 STARTED = '%Y-%m-%d-%H%M%S'
@@ -251,6 +251,30 @@ def is_finished(fname):
         return bool(read(fname)[0].get('finished'))
     except (FileNotFoundError, FileError):
         return False
+
+
+def check_settings(fname, settings):
+    """Raise CheckpointError if there is a checkpoint of other settings, or a damaged one.
+
+    What belongs to the net itself is compared when its training begins.
+    """
+    try:
+        saved = read(fname)[0]
+    except FileNotFoundError:
+        return
+    try:
+        changes = _differences(saved['settings'], _as_in_file(dict(settings)))
+    except _STRANGE as error:
+        raise CheckpointError('{} has no settings ({}: {}). Start anew with --fresh.'.format(
+            fname, type(error).__name__, error)) from error
+    if changes:
+        raise _changed(fname, changes)
+
+
+def _changed(fname, changes):
+    return CheckpointError(
+        '{} is of a training with other settings: {}. Put them back to go on with it, or start '
+        'anew with --fresh.'.format(fname, '; '.join(changes)))
 
 
 def _text_digest(text):
@@ -531,9 +555,7 @@ class Checkpoint:
         except _STRANGE as error:
             raise self._strange(error) from error
         if changes:
-            raise CheckpointError(
-                '{} is of a training with other settings: {}. Put them back to go on with it, or '
-                'start anew with --fresh.'.format(self.fname, '; '.join(changes)))
+            raise _changed(self.fname, changes)
         for change in others if not finished else ():
             print('# {}: {}. The result may differ in the last bits from that of an uninterrupted '
                   'training.'.format(self.fname, change))

@@ -48,7 +48,8 @@ from tabulate import tabulate
 from theano.compile import SharedVariable
 
 from . import _user_flag, cuda
-from .checkpoint import SIGNALS, Checkpoint, Diverged, Stopped, _as_list, _handling, is_finished
+from .checkpoint import (
+    SIGNALS, Checkpoint, Diverged, Stopped, _as_list, _handling, check_settings, is_finished)
 from .files import SUFFIX, FileError, _lock, replacing
 
 __all__ = ['Training', 'TrainingError', 'fit']
@@ -117,6 +118,8 @@ def fit(trainings, n_jobs=-1, every=300., scale=1., unit='', verbose=1):
 
     Raises
     ------
+    CheckpointError
+        If a checkpoint is of other settings, before anything is trained.
     Stopped
         When told to (Ctrl-C, SIGTERM, SIGHUP), after the trainings of this machine have written
         their checkpoints.
@@ -133,6 +136,9 @@ def fit(trainings, n_jobs=-1, every=300., scale=1., unit='', verbose=1):
         n_jobs, prefer='threads', batch_size=1, pre_dispatch='n_jobs',
         return_as='generator_unordered' if backend.supports_return_generator else 'list')
     failures, signums = {}, []
+    for training in trainings:  # now, not when the others have been trained for hours
+        if os.path.exists(training.fname):
+            check_settings(training.fname, training.prepare()[-1])
 
     def tasks(folder):
         for number, training in enumerate(trainings):
