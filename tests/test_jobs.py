@@ -118,7 +118,8 @@ def content(thing, path='', found=None):
 
 
 def test_two_at_a_time_lead_to_the_bits_of_one(work, monkeypatch, capfd):
-    for name, value in dict(AUGMENT='faces', MONITOR=True, STANDARDIZE=True, RUNS='runs').items():
+    for name, value in dict(AUGMENT='faces', MONITOR=True, STANDARDIZE=True, RUNS='runs',
+                            TENSORBOARD='tensorboard').items():
         monkeypatch.setattr(kfkd, name, value)
     assert kfkd.main(['fit']) == 0
     found, printed = [], []
@@ -132,6 +133,8 @@ def test_two_at_a_time_lead_to_the_bits_of_one(work, monkeypatch, capfd):
     assert len(found[0]) > 200
     assert found[0] == found[1]
     assert 'since the start' not in printed[0]
+    for name in 'specialist-1', 'specialist-2':
+        assert len(list(work.glob('tensorboard/{}/*/*events*'.format(name)))) == 2, 'one each'
     table = printed[1][printed[1].rindex('since the start'):]
     for cells in (['specialist 1 (nose_tip_x ...)', '5 of 5', 'finished'],
                   ['specialist 2 (left_eyebrow_inner_end_x ...)', '20 of 20', 'finished']):
