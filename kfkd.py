@@ -31,7 +31,6 @@ import argparse
 import contextlib
 import csv
 import functools
-import glob
 import importlib.util
 import inspect
 import io
@@ -71,7 +70,7 @@ from beyond.tensorboard import TensorBoard
 from theano_today import parallel, safe_pickle
 from theano_today.checkpoint import Checkpoint, Diverged, Stopped, digest, stopping_on_signals
 from theano_today.files import (
-    LOCK, FileError, check_writable, locked, open_regular, remove_leftovers, replacing)
+    FileError, check_writable, locked, open_regular, remove_leftovers, remove_unlocked, replacing)
 
 # ---------------------------------------------------------------------------- constants to edit
 
@@ -807,15 +806,7 @@ def why_diverged(model):
 
 def remove_checkpoints(*names):
     """Remove the checkpoints of these trainings ('net', 'specialist-1', ...), or of all."""
-    patterns = [FCHECKPOINT.format(name=name) for name in names or ['net', 'specialist-*']]
-    fnames = {fname[:-len(LOCK)] if fname.endswith(LOCK) else fname
-              for pattern in patterns for fname in glob.glob(pattern) + glob.glob(pattern + LOCK)}
-    with contextlib.ExitStack() as stack:
-        for fname in fnames:
-            stack.enter_context(locked(fname))  # none is removed if another process is at one
-        for fname in fnames:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(fname)
+    remove_unlocked(*(FCHECKPOINT.format(name=name) for name in names or ['net', 'specialist-*']))
 
 
 def save(nets, fname):

@@ -138,6 +138,29 @@ def locked(fname):
         os.close(handle)
 
 
+def remove_unlocked(*patterns):
+    """Remove files; if another process has one of them `locked`, none.
+
+    Parameters
+    ----------
+    patterns : str
+        Names of files, with `*` for what varies.
+
+    Raises
+    ------
+    FileError
+        If another process has one.
+    """
+    fnames = {fname[:-len(LOCK)] if fname.endswith(LOCK) else fname
+              for pattern in patterns for fname in glob.glob(pattern) + glob.glob(pattern + LOCK)}
+    with contextlib.ExitStack() as stack:
+        for fname in sorted(fnames):
+            stack.enter_context(locked(fname))
+        for fname in fnames:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(fname)
+
+
 def _open_locked(path):
     """Return the handle of a lock file; None if another process has it."""
     while True:
