@@ -7,7 +7,6 @@ import signal
 import time
 
 import theano_today  # noqa: F401
-import lasagne
 import numpy as np
 import theano
 from lasagne import layers

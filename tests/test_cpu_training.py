@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import theano
 import theano_today.cpu
-from lasagne.layers import Conv2DLayer
 from sklearn.base import clone
 
 EPOCHS = 20

@@ -243,7 +243,7 @@ def _check_advanced(node, first):
 
 def _advanced_get(x, indices):
     """``x[indices]`` with NumPy's meaning: slices, which may step backwards, come first."""
-    slices, axis = [], 0
+    slices = []
     for index in indices:
         if isinstance(index, slice):
             slices.append(slice(*[None if n is None else int(n)
