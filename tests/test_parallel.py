@@ -5,7 +5,9 @@ import signal
 import sys
 import types
 
+import theano_today  # noqa: F401, before the packages below
 import joblib
+import lasagne
 import numpy as np
 import pytest
 import stepwise
@@ -23,7 +25,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def prepare(outputs, epochs=4, **kwargs):
-    stepwise.lasagne.random.set_rng(np.random.RandomState(outputs))
+    lasagne.random.set_rng(np.random.RandomState(outputs))
     handler = stepwise.Steps('steps', **kwargs)
     return (stepwise.net(outputs, handler, epochs), *stepwise.data(outputs), {'outputs': outputs})
 
