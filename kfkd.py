@@ -41,7 +41,7 @@ import sys
 import time
 import warnings
 from collections import OrderedDict
-from datetime import datetime, timedelta
+from datetime import datetime
 
 try:
     import theano_today  # noqa: F401, first of all: it prepares Python for the packages below
@@ -71,6 +71,7 @@ from theano_today import parallel, safe_pickle
 from theano_today.checkpoint import Checkpoint, Diverged, Stopped, digest, stopping_on_signals
 from theano_today.files import (
     FileError, check_writable, locked, open_regular, remove_leftovers, remove_unlocked, replacing)
+from theano_today.parallel import hms
 
 # ---------------------------------------------------------------------------- constants to edit
 
@@ -612,11 +613,6 @@ class TimeLeft(object):
             message = 'specialist {} of {}, {}, {} for all'.format(
                 self.stage, self.stages, message, hms(rest))
         print('# ' + message)
-
-
-def hms(seconds):
-    """Write seconds as hours, minutes and seconds."""
-    return str(timedelta(seconds=int(round(seconds))))
 
 
 # ---------------------------------------------------------------------- slide "Layers Definition"

@@ -52,7 +52,7 @@ from .checkpoint import (
     SIGNALS, Checkpoint, Diverged, Stopped, _as_list, _handling, check_settings, is_finished)
 from .files import SUFFIX, FileError, _lock, replacing
 
-__all__ = ['Training', 'TrainingError', 'fit']
+__all__ = ['Training', 'TrainingError', 'fit', 'hms']
 
 STARTS = 3      # how often a process that dies is started at most
 TABLE = 30.     # seconds from one table to the next
@@ -632,7 +632,7 @@ class _Progress:
             if result:
                 state, left = result['state'], 0
             elif progress:
-                state, left = _hms(progress['left']), progress['left']
+                state, left = hms(progress['left']), progress['left']
             else:
                 started = os.path.exists(_path(self.folder, number, 'log'))
                 state, left = 'starts' if started else 'waits', None
@@ -640,7 +640,7 @@ class _Progress:
             lefts.append(left)
             alls += [progress['all']] if progress else []
         print('# {} since the start{}'.format(
-            _hms(time.monotonic() - self.start), self._all_left(lefts, alls)), file=self.file)
+            hms(time.monotonic() - self.start), self._all_left(lefts, alls)), file=self.file)
         unit = self.unit and ' ({})'.format(self.unit)
         print(tabulate(rows, [
             'training', 'epoch', 'train RMSE' + unit, 'valid RMSE' + unit, 'best', 'at epoch',
@@ -662,8 +662,9 @@ class _Progress:
         lanes = ([0] * self.jobs + lanes)[-max(self.jobs, len(lanes)):]
         for _ in range(lefts.count(None)):
             lanes = sorted(lanes[1:] + [lanes[0] + sum(alls) / len(alls)])
-        return ', at most {} left'.format(_hms(lanes[-1]))
+        return ', at most {} left'.format(hms(lanes[-1]))
 
 
-def _hms(seconds):
+def hms(seconds):
+    """Write seconds as hours, minutes and seconds."""
     return str(timedelta(seconds=int(round(seconds))))
