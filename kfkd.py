@@ -67,11 +67,11 @@ from beyond.monitors import ActivationMonitor, GradientMonitor, UpdateMonitor
 from beyond.records import Record, compare as compare_records, constants_of
 from beyond.report import write_report
 from beyond.tensorboard import TensorBoard
-from theano_today import parallel, safe_pickle
-from theano_today.checkpoint import Checkpoint, Diverged, Stopped, digest, stopping_on_signals
-from theano_today.files import (
+from theano_today.nets import parallel, safe_pickle
+from theano_today.nets.checkpoint import Checkpoint, Diverged, Stopped, digest, stopping_on_signals
+from theano_today.nets.files import (
     FileError, check_writable, locked, open_regular, remove_leftovers, remove_unlocked, replacing)
-from theano_today.parallel import hms
+from theano_today.nets.parallel import hms
 
 # ---------------------------------------------------------------------------- constants to edit
 
@@ -96,7 +96,7 @@ SEED = 42                       # of weights, dropout and flips; same seed, data
 VERBOSE = 1                     # nolearn's: 0 is silent, 1 prints a row an epoch, 2 tells more
 CHECKPOINT_MINUTES = 5          # from one checkpoint of a training to the next
 JOBS = 1                        # specialists trained at a time; other than 1: each in a process of
-                                # its own, -1: as many as there are cores (theano_today.parallel)
+                                # its own, -1: as many as there are cores (theano_today.nets)
 
 FNET = 'net.pickle'                             # files written, in the folder you are in
 FSPECIALISTS = 'net-specialists.pickle'

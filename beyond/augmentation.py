@@ -8,7 +8,7 @@ import numpy as np
 import theano.tensor as T
 from nolearn.lasagne import BatchIterator
 
-from theano_today.batches import ahead
+from theano_today.nets.batches import ahead
 
 # Columns that change places when a face with all 15 points is mirrored, as in kfkd.py.
 FACE_FLIP_INDICES = (

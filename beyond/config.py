@@ -30,7 +30,7 @@ import yaml
 from lasagne import init, layers, nonlinearities, objectives, updates
 from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
 
-from theano_today.files import FileError
+from theano_today.nets.files import FileError
 
 from .augmentation import AffineBatchIterator, squared_error_of_known
 

@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from theano_today.files import FileError
+from theano_today.nets.files import FileError
 
 from .records import sha256
 

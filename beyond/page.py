@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from theano_today.files import open_regular
+from theano_today.nets.files import open_regular
 
 BLOCKS = ('body', 'details', 'div', 'dl', 'figure', 'h1', 'h2', 'h3', 'head', 'header', 'li',
           'main', 'nav', 'p', 'section', 'table', 'tr')

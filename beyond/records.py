@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot, ticker
 
-from theano_today.files import FileError, open_regular, replacing
+from theano_today.nets.files import FileError, open_regular, replacing
 
 from . import config
 

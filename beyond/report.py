@@ -18,7 +18,7 @@ from matplotlib import colormaps, colors, rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from theano_today.files import FileError, open_regular, replacing
+from theano_today.nets.files import FileError, open_regular, replacing
 
 from . import config
 from .curves import analyse, plot_analysis

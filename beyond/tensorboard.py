@@ -20,8 +20,8 @@ import time
 
 import numpy as np
 import theano
-from theano_today.checkpoint import STARTED
-from theano_today.files import FileError
+from theano_today.nets.checkpoint import STARTED
+from theano_today.nets.files import FileError
 
 from .monitors import Monitor, layers_with_weights
 

@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from lasagne import layers  # noqa: E402
 from nolearn.lasagne import NeuralNet  # noqa: E402
-from theano_today import checkpoint  # noqa: E402
+from theano_today.nets import checkpoint  # noqa: E402
 
 
 def log(folder):

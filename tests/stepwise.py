@@ -1,6 +1,6 @@
 """Small nets whose training steps are counted, and which have accidents where a test wants them.
 
-A module of its own, as the processes of theano_today.parallel import it.
+A module of its own, as the processes of theano_today.nets.parallel import it.
 """
 import os
 import signal

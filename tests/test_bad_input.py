@@ -391,7 +391,7 @@ def test_no_permission(folder, good, capsys, monkeypatch, fname, argv):
             if os.path.basename(str(name)) == fname:
                 raise PermissionError(13, 'Permission denied', str(name))
             return open(name, *args, **kwargs)
-        monkeypatch.setattr('theano_today.files.open', refuse, raising=False)
+        monkeypatch.setattr('theano_today.nets.files.open', refuse, raising=False)
         status, message = run_unreadable(folder, argv, capsys)
     else:
         path.chmod(0)

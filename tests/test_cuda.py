@@ -152,7 +152,7 @@ def test_kfkd_unchanged(tmp_path):
 
 JOBS = '''
 import stepwise
-from theano_today import parallel
+from theano_today.nets import parallel
 
 def prepare(outputs):
     return (stepwise.net(outputs, stepwise.Steps("steps")), *stepwise.data(outputs), {})

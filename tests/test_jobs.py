@@ -15,7 +15,7 @@ import stepwise
 import yaml
 from beyond import records
 from test_records import faces  # noqa: F401  (a fixture)
-from theano_today import parallel
+from theano_today.nets import parallel
 
 # A net of a moment.
 NET = yaml.safe_load("""

@@ -17,8 +17,8 @@ import killable
 import kfkd
 import numpy as np
 import pytest
-from theano_today.checkpoint import CheckpointError, read, write
-from theano_today.files import locked
+from theano_today.nets.checkpoint import CheckpointError, read, write
+from theano_today.nets.files import locked
 
 KILLS = int(os.environ.get('KILLS', 4))
 

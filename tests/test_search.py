@@ -27,7 +27,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
-from theano_today import safe_pickle
+from theano_today.nets import safe_pickle
 
 LAYERS = [('input', layers.InputLayer), ('hidden', layers.DenseLayer),
           ('dropout', layers.DropoutLayer), ('output', layers.DenseLayer)]

@@ -23,9 +23,9 @@ from lasagne.nonlinearities import softmax
 from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
 from PIL import Image
 from sklearn.base import clone
-from theano_today import safe_pickle
-from theano_today.checkpoint import Checkpoint
-from theano_today.files import FileError
+from theano_today.nets import safe_pickle
+from theano_today.nets.checkpoint import Checkpoint
+from theano_today.nets.files import FileError
 
 pytest.importorskip('tensorboardX')
 

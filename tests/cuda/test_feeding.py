@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from lasagne import layers
 from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
-from theano_today.checkpoint import Checkpoint
+from theano_today.nets.checkpoint import Checkpoint
 
 X = np.arange(140, dtype='float32').reshape(35, 4)
 Y = X[:, :1] / 100

@@ -95,7 +95,7 @@ def install(name):
     """
     import torch
 
-    from .. import batches
+    from ..nets import batches
     from . import convert, linker, storage
     convert.use_device(name)
     if name != 'cpu':

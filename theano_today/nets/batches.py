@@ -9,7 +9,7 @@ from itertools import chain, islice
 
 import numpy as np
 
-from .compat import after_import
+from ..compat import after_import
 
 __all__ = ['ahead', 'run_ahead']
 

@@ -3,7 +3,7 @@
     failures = fit([Training('left', 'left.npz', prepare_left),
                     Training('right', 'right.npz', prepare_right)], n_jobs=2)
 
-Each training ends in a finished checkpoint (`theano_today.checkpoint`), from which the net takes
+Each training ends in a finished checkpoint (`theano_today.nets.checkpoint`), from which the net takes
 its result: ``with Checkpoint('left.npz', net, settings): net.fit(X, y)`` gives the weights and the
 history of a training in this very process, bit for bit at the same number of threads, and does not
 train.
@@ -47,7 +47,7 @@ from nolearn.lasagne.handlers import PrintLayerInfo, PrintLog
 from tabulate import tabulate
 from theano.compile import SharedVariable
 
-from . import _user_flag, cuda
+from .. import _user_flag, cuda
 from .checkpoint import (
     SIGNALS, Checkpoint, Diverged, Stopped, _as_list, _handling, check_settings, is_finished)
 from .files import SUFFIX, FileError, _lock, replacing
@@ -375,7 +375,7 @@ def _say(log, line):
 def _run_once(ticket, payload, slot, log, unwanted):
     """Start a process and wait for its end; return its exit status."""
     process = subprocess.Popen(
-        [sys.executable, '-c', 'from theano_today import parallel; parallel.main()'],
+        [sys.executable, '-c', 'from theano_today.nets import parallel; parallel.main()'],
         stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(ticket['jobs'], slot))
     _processes[ticket['folder'], ticket['number']] = process
     try:

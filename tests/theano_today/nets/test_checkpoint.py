@@ -14,8 +14,8 @@ from beyond.monitors import ActivationMonitor, GradientMonitor, UpdateMonitor
 from lasagne import layers
 from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
 from nolearn.lasagne.handlers import RememberBestWeights, SaveWeights
-from theano_today.checkpoint import Checkpoint, CheckpointError, digest, read
-from theano_today.files import FileError, locked, remove_leftovers
+from theano_today.nets.checkpoint import Checkpoint, CheckpointError, digest, read
+from theano_today.nets.files import FileError, locked, remove_leftovers
 
 
 class Noise(BatchIterator):
@@ -218,7 +218,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import theano_today, lasagne
 from test_checkpoint import build, data
-from theano_today.checkpoint import Checkpoint
+from theano_today.nets.checkpoint import Checkpoint
 
 def wait(net, history):
     print('training', flush=True)
@@ -306,7 +306,7 @@ def test_lock_files(tmp_path, monkeypatch):
     def no_locks(handle, operation):
         raise OSError(95, 'Operation not supported')
 
-    monkeypatch.setattr('theano_today.files.fcntl.flock', no_locks)
+    monkeypatch.setattr('theano_today.nets.files.fcntl.flock', no_locks)
     with locked(fname), locked(fname):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ['mine']

@@ -30,7 +30,7 @@ from lasagne.layers import Layer
 from nolearn.lasagne import NeuralNet
 from theano.tensor import TensorType
 
-from .compat import new_net
+from ..compat import new_net
 
 __all__ = ['allowed', 'load', 'loads']
 
@@ -126,6 +126,7 @@ def _handler(owner, name):
 
 _CALLS = {('builtins', 'getattr'): _Call(_handler),
           ('collections', 'OrderedDict'): _Call(OrderedDict),
+          ('theano_today.compat', 'new_net'): _Call(_net),
           (new_net.__module__, new_net.__name__): _Call(_net),
           ('numpy', 'dtype'): _Call(_dtype),
           ('numpy', 'ndarray'): _NDARRAY,

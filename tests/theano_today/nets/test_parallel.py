@@ -1,4 +1,4 @@
-"""Trainings side by side: theano_today.parallel with nets of a moment; test_jobs.py has kfkd's."""
+"""Trainings side by side, with nets of a moment; test_jobs.py has those of kfkd."""
 import functools
 import os
 import signal
@@ -11,9 +11,9 @@ import lasagne
 import numpy as np
 import pytest
 import stepwise
-from theano_today import parallel
-from theano_today.checkpoint import Checkpoint, Diverged, is_finished
-from theano_today.files import FileError
+from theano_today.nets import parallel
+from theano_today.nets.checkpoint import Checkpoint, Diverged, is_finished
+from theano_today.nets.files import FileError
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import pytest
 import theano
 from lasagne import layers
 from nolearn.lasagne import NeuralNet
-from theano_today import safe_pickle
+from theano_today.nets import safe_pickle
 
 FLAG = 'a-stranger-was-here'
 

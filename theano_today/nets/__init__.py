@@ -1,0 +1,1 @@
+"""Services for any net of nolearn: checkpoints, pickles that run nothing, trainings side by side."""
