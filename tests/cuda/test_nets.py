@@ -4,8 +4,8 @@ import pytest
 import theano
 import theano.tensor as tt
 from lasagne import layers, nonlinearities, objectives, random, regularization, updates
+from lasagne_layers import LAYERS
 from reference import C, PYTHON, assert_close, on_device
-from test_compat import LAYERS
 from theano.sandbox.rng_mrg import MRG_RandomStreams
 
 

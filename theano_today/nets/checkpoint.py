@@ -391,7 +391,7 @@ class Checkpoint:
                          and getattr(handler, 'not_in_checkpoint', None) is not True]
         self.recorder = _Recorder(net, net.train_iter_)
         vars(net).update(
-            _training=self,  # pickling a net in its training leaves all this out (compat.py)
+            _training=self,  # pickling a net in its training leaves all this out (compat)
             train_iter_=self.recorder,
             train_loop=self._train_loop,
             on_training_started=original['on_training_started'] + [self._started],

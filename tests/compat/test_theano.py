@@ -1,0 +1,41 @@
+"""What compat mends in Theano 1.0.5 itself: scans, and names that Lasagne and nolearn miss."""
+import theano_today  # noqa: F401  (before theano)
+
+import numpy as np
+import theano
+import theano.tensor as T
+from lasagne_layers import PYTHON
+
+
+def test_scan_of_compiled_functions():
+    """A scan as a user's program runs it, with C code inside, and its gradient."""
+    x, w = T.vector(), T.scalar()
+    states, _ = theano.scan(lambda x_t, h: T.tanh(w * h + x_t), sequences=x,
+                            outputs_info=T.zeros_like(w))
+    step = theano.function([x, w], [states] + theano.grad(states[-1], [x, w]))
+    values = np.linspace(-1, 1, 6).astype('float32')
+    h, by_w, by_x, expected = 0, 0, np.zeros(6), []
+    for t, value in enumerate(values):
+        by_w, by_x = h + .5 * by_w, .5 * by_x
+        by_x[t] = 1
+        h = np.tanh(.5 * h + value)
+        by_w, by_x = (1 - h ** 2) * by_w, (1 - h ** 2) * by_x
+        expected.append(h)
+    for ours, numpys in zip(step(values, .5), (expected, by_x, by_w)):
+        np.testing.assert_allclose(ours, numpys, rtol=1e-4)
+
+
+def test_scan_with_condition_and_taps():
+    """While loops, several taps and shared updates take paths of their own in Theano's scan."""
+    limit, count = T.scalar(), theano.shared(np.float32(0))
+
+    def step(before, last):
+        following = before + last
+        return following, {count: count + 1}, theano.scan_module.until(following > limit)
+
+    start = theano.shared(np.array([0, 1], 'float32'))
+    numbers, updated = theano.scan(step, n_steps=50, outputs_info=[
+        {'initial': start, 'taps': [-2, -1]}])
+    fibonacci = theano.function([limit], numbers, updates=updated, mode=PYTHON)
+    np.testing.assert_array_equal(fibonacci(20), [1, 2, 3, 5, 8, 13, 21])
+    assert count.get_value() == 7

@@ -1,0 +1,16 @@
+"""Mends that let pip's own Theano 1.0.5, Lasagne 0.1 and nolearn 0.6.1 run on today's Python.
+
+The packages stay as pip installed them; nothing is written into their folders.  What they ask of
+Python, NumPy or scikit-learn and no longer find there is put back here, in memory.  Each mend says
+what broke and since which version; when the package or Python below mends it, delete the mend.
+
+There is one module for each package that is mended or that broke another: `python`, `numpy`,
+`theano`, `lasagne`, `sklearn`, `nolearn`.  Mends that must be there before ``import theano`` are
+marked ``@beforehand``, those of a module of a package ``@after_import('that.module')``, and
+``replace('that.module', {old: new})`` changes a line in the middle of a function.
+"""
+from . import lasagne, nolearn, numpy, python, sklearn, theano  # noqa: F401
+from .mending import after_import, before_theano, install
+from .nolearn import new_net
+
+__all__ = ['after_import', 'before_theano', 'install', 'new_net']

@@ -1,0 +1,95 @@
+"""How mends get into modules while Python imports them."""
+import collections
+import importlib.abc
+import importlib.machinery
+import sys
+
+_BEFOREHAND = []
+_MENDS = collections.defaultdict(list)  # {module: functions}
+_REPLACEMENTS = collections.defaultdict(dict)  # {module: {old text: new text}}
+
+
+def beforehand(mend):
+    """Mark a function to be called before Theano is imported."""
+    _BEFOREHAND.append(mend)
+    return mend
+
+
+def after_import(module_name):
+    """Mark a function to be called with the module `module_name` once that has been imported.
+
+    It runs right after Python has executed the module, so that a script that needs Theano alone
+    does not pay for importing Lasagne, nolearn and scikit-learn.
+    """
+    def register(mend):
+        _MENDS[module_name].append(mend)
+        return mend
+    return register
+
+
+def replace(module_name, texts):
+    """Replace source text of the module `module_name`: where a function is wrong in its middle.
+
+    Parameters
+    ----------
+    module_name : str
+    texts : dict of str to str
+        Old text: new text.  A text that is not in the source makes the import fail: the module is
+        another version than the one mended.
+    """
+    _REPLACEMENTS[module_name].update(texts)
+
+
+class MendingFinder(importlib.abc.MetaPathFinder):
+    """Find modules that have a mend the usual way, and hand them to `MendingLoader`."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname not in _MENDS and fullname not in _REPLACEMENTS:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = MendingLoader(spec.loader)
+        return spec
+
+
+class MendingLoader(importlib.abc.Loader):
+    """Load a module with its own loader, then call its mends."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def create_module(self, spec):
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module):
+        name = module.__name__
+        if name in _REPLACEMENTS:
+            source = self.loader.get_source(name)
+            for old, new in _REPLACEMENTS[name].items():
+                if old not in source:
+                    raise ImportError(
+                        'theano_today mends {}, and the text to be mended is not in {}: {!r}. '
+                        'Install the versions of requirements.txt.'.format(
+                            name, module.__file__, old), name=name)
+                source = source.replace(old, new)
+            exec(compile(source, module.__file__, 'exec'), vars(module))
+        else:
+            self.loader.exec_module(module)
+        for mend in _MENDS.get(name, ()):
+            mend(module)
+
+    def __getattr__(self, name):  # get_source, get_data, ...: tracebacks and pickles ask for them
+        return getattr(self.loader, name)
+
+
+def before_theano():
+    """Put back what Theano, Lasagne and nolearn import or use by a name that has moved."""
+    for mend in _BEFOREHAND:
+        mend()
+
+
+def install():
+    """Make the mends for imports to come (once)."""
+    before_theano()
+    if not any(isinstance(finder, MendingFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, MendingFinder())
