@@ -1,4 +1,5 @@
 """The engine for NVIDIA GPUs, on PyTorch's CPU device: its flags, tests/cuda, kfkd.py with it."""
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -29,7 +30,8 @@ def run(args, flags='device=cuda', **environment):
 @needs_torch
 @pytest.mark.parametrize('name, mode', [
     ('test_ops', 'eager'), ('test_nets', 'graph'), ('test_semantics', 'eager'),
-    ('test_semantics', 'graph'), ('test_feeding', 'graph'), ('test_pretend', 'eager')])
+    ('test_semantics', 'graph'), ('test_feeding', 'graph'), ('test_pretend', 'eager'),
+    ('test_faults', 'graph')])
 def test_on_the_device(name, mode):
     """The tests in tests/cuda; with 'graph', all but the calls of CUDA that capture a graph."""
     done = run(['-m', 'pytest', '-q', '-W', 'ignore', '-p', 'no:cacheprovider',
@@ -104,6 +106,21 @@ def test_pygpu_keeps_its_flag(tmp_path):
     done = run(['-c', 'import theano_today, theano; print(theano.config.device)'], PYTHONPATH=path)
     assert "pygpu was configured but could not be imported" in done.stdout
     assert done.stdout.strip().endswith('cuda')
+
+
+def test_benchmarks_keep_the_callers_path(monkeypatch):
+    """A machine with a GPU may have the packages in a folder that PYTHONPATH names."""
+    folder = os.path.join(HERE, 'benchmarks')
+    monkeypatch.syspath_prepend(folder)
+    epoch = importlib.import_module('epoch')
+    monkeypatch.setenv('PYTHONPATH', '/somewhere/site')
+    assert epoch.with_project(A='b')['PYTHONPATH'] == os.pathsep.join([ROOT, '/somewhere/site'])
+    monkeypatch.delenv('PYTHONPATH')
+    assert epoch.with_project()['PYTHONPATH'] == ROOT
+    for name in os.listdir(folder):  # all of them go by it
+        if name.endswith('.py'):
+            with open(os.path.join(folder, name)) as file:
+                assert 'PYTHONPATH=ROOT' not in file.read(), name
 
 
 TRAIN = '''

@@ -153,7 +153,7 @@ class Contender(epoch.Contender):
     def __init__(self, name, options):
         self.name, self.epochs = name, []
         ours = not name.startswith('torch')
-        environment = dict(os.environ, PYTHONPATH=ROOT, THEANO_TODAY_TF32=str(int(options.tf32)))
+        environment = epoch.with_project(THEANO_TODAY_TF32=str(int(options.tf32)))
         if ours:
             environment.update(THEANO_TODAY_CUDA=name, THEANO_FLAGS=','.join(
                 filter(None, [os.environ.get('THEANO_FLAGS'), 'device=cuda'])))
@@ -294,7 +294,7 @@ for step in (kfkd.fit, kfkd.fit_specialists, kfkd.plot_learning_curves, kfkd.pre
             json.dump([{k: float(v) for k, v in row.items() if k in ('epoch', 'train_loss',
                         'valid_loss', 'dur')} for row in result.train_history_], f)
 '''
-    environment = dict(os.environ, PYTHONPATH=ROOT, MPLBACKEND='agg', THEANO_FLAGS=','.join(
+    environment = epoch.with_project(MPLBACKEND='agg', THEANO_FLAGS=','.join(
         filter(None, [os.environ.get('THEANO_FLAGS'), 'device=cuda'])),
         THEANO_TODAY_CUDA=options.mode, THEANO_TODAY_TF32=str(int(options.tf32)))
     print('== the deck\'s schedule', flush=True)

@@ -185,6 +185,12 @@ def flip(Xb, yb, random):
 
 # ---- processes ----
 
+def with_project(**changes):
+    """The environment for a process that imports the project; PYTHONPATH keeps what is there."""
+    path = os.pathsep.join(filter(None, [ROOT, os.environ.get('PYTHONPATH')]))
+    return dict(os.environ, PYTHONPATH=path, **changes)
+
+
 def work(contender, net_name, rows):
     """Train an epoch for each line on standard input; answer with a line of JSON."""
     answers = os.fdopen(os.dup(1), 'w')
@@ -217,8 +223,8 @@ class Contender(object):
         self.name = name
         python = options.torch_python if name == 'torch' else sys.executable
         threads = 1 if name == 'engine-1' else options.threads
-        environment = dict(os.environ, PYTHONPATH=ROOT, OMP_NUM_THREADS=str(threads),
-                           OPENBLAS_NUM_THREADS=str(threads))
+        environment = with_project(OMP_NUM_THREADS=str(threads),
+                                   OPENBLAS_NUM_THREADS=str(threads))
         # Theano's own search for a BLAS crashes with today's NumPy, so plain has to name one:
         # none, which stands for NumPy's.  Flags given by the user come last and win.
         flags = {'stock': 'optimizer_excluding=theano_today_cpu',

@@ -16,6 +16,8 @@ import time
 
 import psutil
 
+from epoch import with_project
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 RUN = '''
@@ -50,7 +52,7 @@ def memory(process):
 
 def measure(data, jobs, samples):
     """Return the seconds and the bytes of a run."""
-    environment = dict(os.environ, PYTHONPATH=ROOT)
+    environment = with_project()
     with tempfile.TemporaryDirectory() as folder:
         start, peak = time.time(), 0
         with open(os.path.join(folder, 'printed'), 'wb') as printed:

@@ -1,9 +1,10 @@
-"""The kernel of triton_mrg.py, in Triton's interpreter, against the table of powers."""
+"""The kernel of mrg.py, in Triton's interpreter, against the table of powers."""
 import theano_today  # noqa: F401, before theano
 
 import numpy as np
 import torch
-from theano_today.cuda import ops_random, triton_mrg
+from theano_today.cuda import ops_random
+from theano_today.cuda.kernels import mrg
 from theano_today.cuda.ops_random import _A1, _A2, _NORMS, M1, M2
 
 rng = np.random.RandomState(0)
@@ -12,8 +13,8 @@ for streams, count in ((7, 493), (130, 8450), (300, 299), (1, 100), (64, 2113)):
     state[0] = [M1 - 1] * 3 + [M2 - 1] * 3
     state = torch.from_numpy(state.astype('int32'))
     _, expected = ops_random.mrg_uniform(state, count, 'float32')
-    jumps = triton_mrg.jumps_for((_A1, _A2), (M1, M2), streams, count, state.device)
-    numbers = triton_mrg.uniform(state, jumps, count, _NORMS['float32'])
+    jumps = mrg.jumps_for((_A1, _A2), (M1, M2), streams, count, state.device)
+    numbers = mrg.uniform(state, jumps, count, _NORMS['float32'])
     np.testing.assert_array_equal(numbers.numpy(), expected.numpy())
     # The GPU's route computes only the end of each sequence for the new state.
     steps = -(-count // streams)

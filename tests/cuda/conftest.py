@@ -10,8 +10,8 @@ if 'device=cuda' not in os.environ.get('THEANO_FLAGS', ''):
     collect_ignore_glob = ['test_*.py']
 else:
     import theano_today  # noqa: F401, before theano
-    from theano_today.cuda import convert, program
-    program.WARM_UP = 0  # the tests call each function a few times only
+    from theano_today.cuda import convert, graphs
+    graphs.WARM_UP = 0  # the tests call each function a few times only
     if convert.device().type == 'cpu':
         import pretend
         pretend.install()

@@ -14,6 +14,7 @@ import torch
 from lasagne import layers
 from reference import C, on_device
 from theano.tensor.nnet.neighbours import images2neibs
+from theano_today.cuda import convert, graphs
 from theano_today.cuda.storage import DeviceStorage
 
 X = np.arange(6, dtype='float32').reshape(2, 3)
@@ -206,7 +207,7 @@ def test_captured_lines_follow_their_buffers(counter):
         assert first[1] == second[1] == value.sum()
         factor += 2
     line = list(scaled.fn.lines.values())[-1]
-    assert (line.graph is not None) == (os.environ.get('THEANO_TODAY_CUDA') == 'graph')
+    assert (line.recording is not None) == (graphs.mode(convert.device()) == 'graph')
 
 
 def test_copies_of_functions(counter):

@@ -9,7 +9,9 @@ Nothing else changes: the same script, the same random numbers, the same pickles
 
 ==============  ==================================================================================
 linker.py       the default mode of `theano.function`, and the way back to the CPU
-program.py      what a compiled function is: shapes apart from values, straight lines, CUDA graphs
+program.py      what a compiled function is: shapes apart from values, straight lines
+graphs.py       lines recorded into CUDA graphs, and what these refer to
+indices.py      indices and labels, checked before they reach the GPU
 storage.py      where the values of shared variables live
 convert.py      the registry of converters, from Ops to functions of tensors
 ops_*.py        the converters

@@ -12,20 +12,28 @@ on the device, or, for converters with ``numbers=True``, as Python numbers where
 element and depends on shapes and constants alone.
 
 No converter changes a tensor that it was given, so that all programs are functional; the result may
-share memory with an input.
+share memory with an input.  (The one exception writes where it is told to: see `Converter.into`.)
+
+Tensors that a converter makes once and uses again (tables of constants) come from a function
+decorated with `table`: a CUDA graph knows them by their address alone, so whoever captures one holds
+all tables that were used meanwhile (`holding`).
 """
 import collections
+import contextlib
+import functools
 
 import torch
 
-__all__ = ['Unsupported', 'convert', 'converts', 'device', 'torch_dtype', 'use_device']
+__all__ = ['Unsupported', 'convert', 'converts', 'device', 'holding', 'table', 'torch_dtype',
+           'use_device']
 
 
 class Unsupported(NotImplementedError):
     """A graph that the device cannot run; the message names the Op."""
 
 
-Converter = collections.namedtuple('Converter', 'function host numbers syncs')
+Converter = collections.namedtuple('Converter', 'function host numbers syncs indices into',
+                                   defaults=(False, False, (), False))
 Converter.__doc__ = """How an Op is converted.
 
 Attributes
@@ -39,16 +47,23 @@ numbers : bool
 syncs : bool
     Whether it looks at those of its inputs that are on the device, so that it cannot be part of a
     CUDA graph.  The first input does not count where there are others: it is handed through.
+indices : callable or sequence
+    A function from the node to pairs: the position of an input that holds indices, and a function
+    from the values of all inputs to their range (lowest, highest + 1).  An index out of its range
+    would end all work on a GPU for good, so `indices.py` keeps them away from there.
+into : bool
+    Whether ``function(*arguments, into=tensors)`` writes the results into those tensors, which may
+    be among the arguments.
 """
 
 _converters = {}
 
 
-def converts(*ops, host=(), numbers=False, syncs=False):
+def converts(*ops, host=(), numbers=False, syncs=False, indices=(), into=False):
     """Register a converter for these classes of Ops."""
     def decorate(function):
         for op in ops:
-            _converters[op] = Converter(function, host, numbers, syncs)
+            _converters[op] = Converter(function, host, numbers, syncs, indices, into)
         return function
     return decorate
 
@@ -65,8 +80,39 @@ def convert(node):
         if cls in _converters:
             found = _converters[cls]
             host = found.host(node) if callable(found.host) else found.host
-            return found._replace(host={i % len(node.inputs) for i in host})
+            indices = found.indices(node) if callable(found.indices) else found.indices
+            return found._replace(host={i % len(node.inputs) for i in host}, indices=indices)
     raise Unsupported('the Op {}'.format(node.op))
+
+
+_holders = []  # lists that keep each table used meanwhile
+
+
+def table(function):
+    """Remember the tensors that a function of hashable arguments makes, and let `holding` see them.
+
+    The newest 64 stay for others to use; those of captured graphs live as long as the graphs do.
+    """
+    cached = functools.lru_cache(maxsize=64)(function)
+
+    @functools.wraps(function)
+    def get(*args):
+        value = cached(*args)
+        for holder in _holders:
+            holder.append(value)
+        return value
+    return get
+
+
+@contextlib.contextmanager
+def holding():
+    """A context whose value is a list of all tables used in it."""
+    holder = []
+    _holders.append(holder)
+    try:
+        yield holder
+    finally:
+        _holders[:] = [other for other in _holders if other is not holder]
 
 
 _DTYPES = {name: getattr(torch, name) for name in

@@ -3,7 +3,6 @@
 Theano slides flipped filters over the picture where PyTorch slides them as they are, so filters are
 turned on the way in, and their gradients on the way out.  cuDNN does the convolutions on a GPU.
 """
-import functools
 import itertools
 
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from theano.tensor.nnet import abstract_conv, nnet
 from theano.tensor.signal import pool
 
-from .convert import Unsupported, converts
+from .convert import Unsupported, converts, table
 
 # ----------------------------------------------------------------------------------- convolutions
 
@@ -178,7 +177,7 @@ class _Windows:
                       tuple(self.count), with_border, like.dtype, like.device)
 
 
-@functools.lru_cache(maxsize=256)  # a CUDA graph must not copy from the host
+@table  # a CUDA graph must not copy from the host
 def _sizes(length, ws, stride, pad, count, with_border, dtype, device):
     total = torch.ones([1] * len(ws), dtype=dtype, device=device)
     for axis in range(len(ws)):
@@ -301,7 +300,12 @@ def _softmax_grad(node):
     return lambda dy, sm: (dy - (dy * sm).sum(1, keepdim=True)) * sm
 
 
-@converts(nnet.CrossentropySoftmaxArgmax1HotWithBias)
+def _labels(position, rows):
+    """Labels are columns of the input `rows`, see `Converter.indices`."""
+    return [(position, lambda *arguments: (0, arguments[rows].shape[1]))]
+
+
+@converts(nnet.CrossentropySoftmaxArgmax1HotWithBias, indices=_labels(2, 0))
 def _crossentropy_softmax(node):
     def run(x, b, labels):
         x = _biased(x, b)
@@ -319,7 +323,7 @@ def _pick(rows, labels):
     return rows.gather(1, labels.long().unsqueeze(1)).squeeze(1)
 
 
-@converts(nnet.CrossentropySoftmax1HotWithBiasDx)
+@converts(nnet.CrossentropySoftmax1HotWithBiasDx, indices=_labels(2, 1))
 def _crossentropy_softmax_grad(node):
     def run(dy, sm, labels):
         dy = (dy.expand(sm.shape[0]) if dy.dim() == 0 else dy).unsqueeze(1)
@@ -333,12 +337,12 @@ def _scatter(rows, labels, values):
     return torch.zeros_like(rows).scatter(1, labels.long().unsqueeze(1), values)
 
 
-@converts(nnet.CrossentropyCategorical1Hot)
+@converts(nnet.CrossentropyCategorical1Hot, indices=_labels(1, 0))
 def _crossentropy(node):
     return lambda coding, labels: -torch.log(_pick(coding, labels))
 
 
-@converts(nnet.CrossentropyCategorical1HotGrad)
+@converts(nnet.CrossentropyCategorical1HotGrad, indices=_labels(2, 1))
 def _crossentropy_grad(node):
     def run(gradient, coding, labels):
         return _scatter(coding, labels, (-gradient / _pick(coding, labels)).unsqueeze(1))

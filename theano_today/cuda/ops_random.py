@@ -10,13 +10,12 @@ fit into int64, and both moduli lie just below 2**31, so that they need no divis
 On a GPU the numbers come from a kernel instead (triton_mrg.py), which does less work and keeps no
 int64 in memory.
 """
-import functools
 
 import numpy as np
 import torch
 from theano.sandbox import rng_mrg
 
-from .convert import converts, torch_dtype
+from .convert import converts, table, torch_dtype
 
 M1, M2 = int(rng_mrg.M1), int(rng_mrg.M2)
 _A1 = (0, 4194304, 129), (1, 0, 0), (0, 1, 0)
@@ -26,12 +25,12 @@ _NORMS = {'float32': float(np.float32(4.6566126e-10)), 'float64': 4.656612873077
 
 
 try:
-    from . import triton_mrg
+    from .kernels import mrg as triton_mrg
 except ImportError:  # PyTorch for the CPU comes without Triton
     triton_mrg = None
 
 
-@functools.lru_cache(maxsize=64)
+@table
 def _powers(first, last, device):
     """First rows of ``A**first`` to ``A**last``, modulo M1 and M2: two int64 tensors (n, 3)."""
     tables = []

@@ -1,5 +1,4 @@
 """Shapes, indexing, joining and matrix products."""
-import functools
 
 import numpy as np
 import torch
@@ -8,7 +7,7 @@ from theano.tensor import basic, blas, elemwise, extra_ops, opt, subtensor
 from theano.tensor.sort import ArgSortOp, SortOp
 from theano.tensor.type_other import MakeSlice, NoneTypeT, SliceType
 
-from .convert import Unsupported, converts, device, torch_dtype
+from .convert import Unsupported, converts, device, table, torch_dtype
 
 
 def _ints(values):
@@ -97,7 +96,7 @@ def _split(node):
     return run
 
 
-@functools.lru_cache(maxsize=256)  # a CUDA graph must not copy from the host
+@table  # a CUDA graph must not copy from the host
 def _kept(numbers, device):
     """Integers as a tensor on the device."""
     return torch.tensor(numbers, dtype=torch.int64).to(device)
@@ -210,7 +209,23 @@ def _index_tensor(index):
     return index.long()
 
 
-@converts(subtensor.AdvancedSubtensor1)
+def _limits(axis):
+    """The range of indices of an axis of the first input, see `Converter.indices`."""
+    return lambda x, *others: (-x.shape[axis], x.shape[axis])
+
+
+def _advanced_limits(first):
+    """The indices of an advanced (Inc)Subtensor, of which each takes an axis."""
+    def indices(node):
+        axis = 0
+        for i, variable in enumerate(node.inputs[first:], first):
+            if not isinstance(variable.type, (SliceType, NoneTypeT)):
+                yield i, _limits(axis)
+            axis += not isinstance(variable.type, NoneTypeT)
+    return lambda node: list(indices(node))
+
+
+@converts(subtensor.AdvancedSubtensor1, indices=[(1, _limits(0))])
 def _advanced_subtensor1(node):
     if getattr(node.op, 'sparse_grad', False):
         raise Unsupported('the Op {} with a sparse gradient'.format(node.op))
@@ -222,7 +237,7 @@ def _put(result, indices, y, accumulate):
     return result.index_put_(indices, y.to(result.dtype).expand(shape), accumulate=accumulate)
 
 
-@converts(subtensor.AdvancedIncSubtensor1)
+@converts(subtensor.AdvancedIncSubtensor1, indices=[(2, _limits(0))])
 def _advanced_inc_subtensor1(node):
     accumulate = not node.op.set_instead_of_inc
 
@@ -258,12 +273,14 @@ def _advanced_get(x, indices):
                    i if i is None else slice(None) for i in indices)]
 
 
-@converts(subtensor.AdvancedSubtensor, host=lambda node: _check_advanced(node, 1))
+@converts(subtensor.AdvancedSubtensor, host=lambda node: _check_advanced(node, 1),
+          indices=_advanced_limits(1))
 def _advanced_subtensor(node):
     return lambda x, *indices: _advanced_get(x, indices)
 
 
-@converts(subtensor.AdvancedIncSubtensor, host=lambda node: _check_advanced(node, 2))
+@converts(subtensor.AdvancedIncSubtensor, host=lambda node: _check_advanced(node, 2),
+          indices=_advanced_limits(2))
 def _advanced_inc_subtensor(node):
     accumulate = not node.op.set_instead_of_inc
 

@@ -11,15 +11,15 @@ is a straight line of PyTorch calls:
 2. The second call with them writes that straight line down as a Python function (`_Line`), with all
    shapes, axes and indices in it as constants.
 3. On a GPU the line is captured into a CUDA graph, after a warm-up: from then on a call is one
-   launch.  ``THEANO_TODAY_CUDA=compile`` lets torch.compile fuse the line first,
+   launch (`graphs`).  ``THEANO_TODAY_CUDA=compile`` lets torch.compile fuse the line first,
    ``THEANO_TODAY_CUDA=eager`` does neither.
 
 New values of shared variables are copied into their buffers at the end of the line, after
-everything has been computed; thus no call changes what another node still reads.
+everything has been computed; or a node writes them there itself, if nothing that comes after it
+reads the old value.  Thus no call changes what another node still reads.
 """
 import collections
 import logging
-import os
 
 import numpy as np
 import torch
@@ -27,18 +27,16 @@ from theano import gof
 from theano.compile.ops import Shape, Shape_i
 from theano.gof import graph
 from theano.tensor import TensorType, elemwise
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from . import graphs, indices
 from .convert import Unsupported, convert, device
 from .ops_elemwise import check_elemwise
-from .storage import DeviceStorage, from_numpy, to_numpy
+from .storage import LOCK, DeviceStorage, from_numpy, to_numpy
 
 _log = logging.getLogger('theano_today.cuda')
 
 # Straight lines kept for one function: one for each combination of input shapes (and indices).
 MAX_LINES = 32
-# Calls of a line before a CUDA graph is captured: libraries choose and allocate in these.
-WARM_UP = 3
 
 
 def place(fgraph, order):
@@ -128,17 +126,28 @@ class _Line:
 
     Attributes
     ----------
-    function : callable
-        From the tensors of the inputs to a list of outputs and new values.
     source : str
-        Its Python source.
+        The Python source of two functions from the values of the inputs to the list of results.
+    pure : callable
+        The one that changes none of its arguments.
+    function : callable
+        The one that writes new values of shared variables where the old ones are, if it can.
+    in_place : set of int
+        The results that it writes so; it returns None for them.
+    shapes : list of tuple or None
+        Of the results that are tensors.
+    late : set of int
+        Results whose variable changes its buffer from call to call, see `graphs.Recording`.
+    limits : dict of int to (int, int)
+        For inputs that hold indices: from where to where these may go.
     """
 
-    def __init__(self, source, namespace, capturable):
+    def __init__(self, source, namespace, in_place, shapes, limits, capturable):
         exec(compile(source, '<theano_today.cuda>', 'exec'), namespace)
-        self.function, self.source = namespace['line'], source
+        self.pure, self.function, self.source = namespace['pure'], namespace['line'], source
+        self.in_place, self.shapes, self.late, self.limits = in_place, shapes, set(), limits
         self.capturable = capturable
-        self.calls, self.graph, self.inputs, self.epoch = 0, None, None, None
+        self.calls, self.captures, self.recording = 0, 0, None
 
 
 class Program:
@@ -177,13 +186,15 @@ class Program:
         used = {v for node in order for v in node.inputs} | set(fgraph.outputs)
         self.used = [v in used for v in fgraph.inputs]
         self.on_device = [use and v not in host for v, use in zip(fgraph.inputs, self.used)]
+        self.indices = indices.Indices(fgraph, converters, host)
         self._staging = {}
 
     # -------------------------------------------------------------------------------- calls
 
     def __call__(self, output_subset=None):
         try:
-            return self._call()
+            with LOCK:
+                return self._call()
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory(error) from error
         except RuntimeError as error:
@@ -220,13 +231,21 @@ class Program:
             self._remember(key, line)
             return self._finish(results)
         self.lines.move_to_end(key)
-        if line.graph is not None and self._in_place(line, values):
-            return self._replay(line, values)
+        if line.limits and not indices.within(line.limits, self.input_storage):
+            # Where nodes run one by one, each looks at its indices and says what is wrong.
+            return self._finish(self._interpret(
+                [self._to_device(v, i) for i, v in enumerate(values)]))
+        if line.recording is not None:
+            if line.recording.current():
+                return self._replay(line, values)
+            line.late |= line.recording.moved
+            line.recording = None
         values = [self._to_device(v, i) for i, v in enumerate(values)]
         line.calls += 1
-        if line.calls > WARM_UP and line.capturable and _mode(self.device) != 'eager':
+        if line.calls > graphs.WARM_UP and line.capturable and \
+                line.captures < graphs.MAX_CAPTURES and graphs.mode(self.device) != 'eager':
             return self._capture(line, values)
-        return self._finish(line.function(*values))
+        return self._finish(line.function(*values), line.in_place)
 
     def _remember(self, key, line):
         self.lines[key] = line
@@ -262,14 +281,16 @@ class Program:
         for _, done in self._staging.values():
             done.record()
 
-    def _finish(self, results):
-        """Write the updates and bring the outputs to the host."""
+    def _finish(self, results, in_place=()):
+        """Write the updates that are not in place yet, and bring the outputs to the host."""
         if self._staging:
             self._mark_copied()
-        for result, target in zip(results, self.targets):
+        for i, (result, target) in enumerate(zip(results, self.targets)):
             if target is not None:
                 storage = self.input_storage[target]
-                if isinstance(storage, DeviceStorage):
+                if i in in_place:
+                    storage.changed()
+                elif isinstance(storage, DeviceStorage):
                     storage.write(self._as_tensor(result, self.fgraph.inputs[target]))
                 else:
                     storage[0] = self._as_array(result, self.fgraph.inputs[target])
@@ -335,7 +356,7 @@ class Program:
             Gets ``(node, arguments)`` for each node on the device.
         """
         values = dict(zip(self.fgraph.inputs, inputs))
-        last_use = self._last_use()
+        last_use = self._last_use(self.nodes)
         for node in self.nodes:
             try:
                 if node in self.host_nodes:
@@ -354,10 +375,10 @@ class Program:
         return [output.data if isinstance(output, graph.Constant) else values[output]
                 for output in self.fgraph.outputs]
 
-    def _last_use(self):
-        """For each node, the variables that nobody reads after it."""
+    def _last_use(self, nodes):
+        """For each of these nodes, the variables that none of them reads after it."""
         last = {}
-        for node in self.nodes:
+        for node in nodes:
             for variable in node.inputs + node.outputs:
                 if not isinstance(variable, graph.Constant):
                     last[variable] = node
@@ -377,6 +398,7 @@ class Program:
             if not any(isinstance(a, torch.Tensor) for a in arguments):
                 # Sizes unknown to Theano turned out to be one.
                 arguments = [self._argument(v, values, False, False) for v in node.inputs]
+        self.indices.check(node, arguments)
         if record is not None:
             record.append((node, arguments))
         results = converter.function(*arguments)
@@ -388,12 +410,13 @@ class Program:
         """Interpret once more and keep the calls; return the line and the results."""
         record = []
         results = self._interpret(inputs, record)
-        names, namespace, body = {}, {'copy': _copy}, []
-        parameters = ['input{}'.format(i) for i in range(len(inputs))]
-        for variable, name, on_device in zip(self.fgraph.inputs, parameters, self.on_device):
-            if on_device:  # the others are constants of this line
-                names[variable] = name
-        last_use = self._last_use()
+        limits = self.indices.limits(record)
+        shared = self._not_their_own(results, inputs)
+        record, in_place = self._updates_last(record, results, shared)
+        parameters = [f'input{i}' for i in range(len(inputs))]
+        names = {variable: name for variable, name, on_device in zip(
+            self.fgraph.inputs, parameters, self.on_device) if on_device}  # the others: constants
+        namespace, calls = {'copy': _copy}, []
         for n, (node, arguments) in enumerate(record):
             texts = []
             for i, (variable, argument) in enumerate(zip(node.inputs, arguments)):
@@ -403,31 +426,94 @@ class Program:
                         abs(argument) != float('inf'):
                     texts.append(repr(argument))
                 else:
-                    texts.append('c{}_{}'.format(n, i))
+                    texts.append(f'c{n}_{i}')
                     namespace[texts[-1]] = argument
-            function = 'f{}'.format(n)
-            namespace[function] = self.converters[node].function
+            namespace[f'f{n}'] = self.indices.checked(node, self.converters[node].function)
             for k, output in enumerate(node.outputs):
-                names[output] = 'v{}_{}'.format(n, k)
-            body.append('{} = {}({})  # {}'.format(
-                ', '.join(names[v] for v in node.outputs), function, ', '.join(texts),
-                str(node.op).replace('\n', ' ')))
+                names[output] = f'v{n}_{k}'
+            calls.append((n, node, texts))
+
+        outputs = [names.get(output) if isinstance(result, torch.Tensor) else None
+                   for output, result in zip(self.fgraph.outputs, results)]
+        for i, result in enumerate(results):
+            if outputs[i] is None:  # known beforehand: from the host, or a constant
+                outputs[i] = f'r{i}'
+                namespace[outputs[i]] = result
+            if i in shared:
+                results[i] = _copy(result)
+                outputs[i] = f'copy({outputs[i]})'
+        source = '\n'.join(
+            self._source(function, parameters, names, calls, outputs, targets)
+            for function, targets in (('pure', {}), ('line', in_place)))
+        written = {i for _, places in in_place.items() for i, _ in places}
+        capturable = not self.syncs and not self.indices.syncs
+        shapes = [result.shape if isinstance(result, torch.Tensor) else None for result in results]
+        return _Line(source, namespace, written, shapes, limits, capturable), results
+
+    def _source(self, function, parameters, names, calls, outputs, in_place):
+        """The source of a line; nodes of `in_place` write into the buffers of its variables."""
+        body, outputs = [], list(outputs)
+        last_use = self._last_use([node for _, node, _ in calls])
+        for n, node, texts in calls:
+            if node in in_place:
+                buffers = [names[self.fgraph.inputs[target]] for _, target in in_place[node]]
+                texts = texts + [f'into=[{", ".join(buffers)}]']
+                for i, _ in in_place[node]:
+                    outputs[i] = 'None'
+            results = ', '.join(names[v] for v in node.outputs)
+            comment = str(node.op).replace('\n', ' ')
+            body.append(f'{results} = f{n}({", ".join(texts)})  # {comment}')
             done = [names[v] for v in last_use.get(node, ()) if v in names]
             if done:
                 body.append('del ' + ', '.join(done))
+        return '\n    '.join([f'def {function}({", ".join(parameters)}):'] + body +
+                            [f'return [{", ".join(outputs)}]']) + '\n'
 
-        texts = [names.get(output) if isinstance(result, torch.Tensor) else None
-                 for output, result in zip(self.fgraph.outputs, results)]
-        for i, result in enumerate(results):
-            if texts[i] is None:  # known beforehand: from the host, or a constant
-                texts[i] = 'r{}'.format(i)
-                namespace[texts[i]] = result
-        for i in self._not_their_own(results, inputs):
-            results[i] = _copy(results[i])
-            texts[i] = 'copy({})'.format(texts[i])
-        source = 'def line({}):\n    {}\n'.format(', '.join(parameters), '\n    '.join(
-            body + ['return [{}]'.format(', '.join(texts))]))
-        return _Line(source, namespace, not self.syncs), results
+    def _updates_last(self, record, results, shared):
+        """Find the nodes that can write new values of variables where the old ones are.
+
+        Parameters
+        ----------
+        record : list of (node, arguments)
+        results : list
+        shared : list of int
+            Results that the line copies in the end, since others use their memory.
+
+        Returns
+        -------
+        record : list
+            With these nodes behind all those that read the old values.
+        in_place : dict of node to list of (int, int)
+            For each output of the node the result and the input that it updates.
+        """
+        updates = {self.fgraph.outputs[i]: (i, target) for i, target in enumerate(self.targets)
+                   if target is not None and i not in shared and
+                   isinstance(self.input_storage[target], DeviceStorage)}
+        kept = {_memory(results[i]) for i in shared}
+        found, reads = {}, {}
+        for node, arguments in record:
+            reads[node] = {_memory(a) for a in arguments if isinstance(a, torch.Tensor)}
+            if not self.converters[node].into or not all(
+                    v in updates and all(user == 'output' for user, _ in v.clients)
+                    for v in node.outputs):
+                continue
+            places = [updates[v] for v in node.outputs]
+            arguments = dict(zip(node.inputs, arguments))
+            buffers = [arguments.get(self.fgraph.inputs[target]) for _, target in places]
+            if all(buffer is not None and buffer.shape == results[i].shape and
+                   buffer.dtype == results[i].dtype and _memory(buffer) not in kept
+                   for buffer, (i, _) in zip(buffers, places)):
+                found[node] = places, {_memory(buffer) for buffer in buffers}
+        # In the order of the record, but for those whose variable somebody reads later.
+        early, late = [], []
+        for n, item in enumerate(record):
+            busy = item[0] in found and any(
+                found[item[0]][1] & reads[other] for other, _ in record[n + 1:])
+            (late if busy else early).append(item)
+        record = early + late
+        return record, {
+            node: found[node][0] for n, (node, _) in enumerate(record) if node in found and
+            not any(found[node][1] & reads[other] for other, _ in record[n + 1:])}
 
     def _not_their_own(self, results, inputs):
         """Positions of results whose memory others use too.
@@ -449,131 +535,43 @@ class Program:
 
     def _capture(self, line, values):
         """Record the line into a CUDA graph and run it; without success, go on as before."""
-        mode = _mode(self.device)
-        targets = [(i, self.input_storage[target]) for i, target in enumerate(self.targets)
-                   if target is not None]
-        function = line.function
+        line.captures += 1
+        function, in_place = line.function, line.in_place
+        targets = [self.input_storage[target] for target in self.targets if target is not None]
         try:
-            if mode == 'compile':
-                function = _compiled(function, values)
+            if graphs.mode(self.device) == 'compile':
+                function, in_place = graphs.compiled(line.pure, values), set()
                 function(*values)  # this compiles
-            stay = all(isinstance(storage, DeviceStorage) for _, storage in targets)
-            if not stay or (mode == 'compile' and self.device.type == 'cpu'):
-                line.function, line.capturable = function, False
-                return self._finish(function(*values))
-            # Inputs of the call get fixed addresses; shared variables have theirs.
-            line.inputs = [
-                value.clone() if isinstance(value, torch.Tensor) and not isinstance(
-                    storage, DeviceStorage) else value
-                for value, storage in zip(values, self.input_storage)]
-
-            def step():
-                results = function(*line.inputs)
-                for i, storage in targets:
-                    storage.tensor().copy_(results[i])
-                return results
-
-            line.graph = (CudaGraph if self.device.type == 'cuda' else Rerun)(step)
-            line.epoch = DeviceStorage.epoch
+                if self.device.type == 'cpu':  # the compiled function itself is what tests look at
+                    line.function, line.in_place, line.capturable = function, in_place, False
+                    return self._finish(function(*values))
+            if not all(isinstance(storage, DeviceStorage) for storage in targets):
+                line.function, line.in_place, line.capturable = function, in_place, False
+                return self._finish(function(*values), in_place)
+            recording = graphs.Recording(function, values, self.input_storage, self.targets,
+                                         in_place, line.late, line.shapes, self.device)
         except torch.OutOfMemoryError:
             raise
         except Exception:
             _log.warning('A function could not be captured for the GPU; its PyTorch calls run one '
                          'by one, which is slower.', exc_info=True)
-            line.inputs, line.capturable = None, False
-            return self._finish(line.function(*values))
+            line.capturable = False
+            return self._finish(line.function(*values), line.in_place)
+        line.recording = recording
         return self._replay(line, values)
 
-    def _in_place(self, line, values):
-        """Whether the buffers that a captured graph reads and writes are still the current ones."""
-        if line.epoch != DeviceStorage.epoch:
-            moved = any(value is not fixed for value, fixed, storage in zip(
-                values, line.inputs, self.input_storage)
-                if isinstance(storage, DeviceStorage) and isinstance(fixed, torch.Tensor))
-            if moved:
-                line.graph = line.inputs = None
-                return False
-            line.epoch = DeviceStorage.epoch
-        return True
-
     def _replay(self, line, values):
-        for i, (value, fixed) in enumerate(zip(values, line.inputs)):
-            if value is not fixed and fixed is not None and self.on_device[i]:
-                if not isinstance(value, torch.Tensor):
-                    value = self._staged(from_numpy(value), i)
-                fixed.copy_(value, non_blocking=True)
+        def to_tensor(value, i):
+            return value if isinstance(value, torch.Tensor) else self._staged(from_numpy(value), i)
+
+        results = line.recording.replay(values, to_tensor)
         self._mark_copied()
-        line.graph.replay()
-        for target in self.targets:
-            if target is not None:
-                self.input_storage[target].changed()
-        return self._outputs(line.graph.results, copy=self.device.type == 'cpu')
+        return self._outputs(results, copy=self.device.type == 'cpu')
 
-
-class CudaGraph:
-    """The kernels of one call of `step`, to be launched again all at once.
-
-    Attributes
-    ----------
-    results : list
-        What `step` returned; `replay` computes the tensors in it anew.
-    """
-
-    #: All graphs work in the same memory: they run one after the other, and what one computes is
-    #: copied before the next one runs.
-    pool = None
-
-    def __init__(self, step):
-        torch.cuda.synchronize()
-        if CudaGraph.pool is None:
-            CudaGraph.pool = torch.cuda.graph_pool_handle()
-        self._graph = torch.cuda.CUDAGraph()
-        # thread_local: the thread that prepares batches may allocate page-locked memory meanwhile.
-        with torch.cuda.graph(self._graph, pool=CudaGraph.pool,
-                              capture_error_mode='thread_local'):
-            self.results = step()
-        self.replay = self._graph.replay
-
-
-class Rerun:
-    """What stands in for `CudaGraph` on PyTorch's CPU device, for tests: the same addresses."""
-
-    def __init__(self, step):
-        self._step, self.results = step, None
-
-    def replay(self):
-        results = self._step()
-        if self.results is None:
-            self.results = results
-        for fixed, result in zip(self.results, results):
-            if isinstance(fixed, torch.Tensor):
-                fixed.copy_(result)
-
-
-def _compiled(function, values):
-    """Let torch.compile fuse the calls of a line.
-
-    The line is traced first, so that torch.compile sees PyTorch's own operations and nothing of the
-    Python around them.
-    """
-    places = [i for i, value in enumerate(values) if isinstance(value, torch.Tensor)]
-    constants = []
-
-    def of_tensors(*tensors):
-        arguments = [None] * len(values)
-        for i, tensor in zip(places, tensors):
-            arguments[i] = tensor
-        results = function(*arguments)
-        constants[:] = [None if isinstance(r, torch.Tensor) else r for r in results]
-        return [r for r in results if isinstance(r, torch.Tensor)]
-
-    traced = make_fx(of_tensors)(*[values[i] for i in places])
-    compiled = torch.compile(traced, fullgraph=True, dynamic=False)
-
-    def run(*arguments):
-        tensors = iter(compiled(*[arguments[i] for i in places]))
-        return [next(tensors) if constant is None else constant for constant in constants]
-    return run
+    def captured(self):
+        """Whether each line that has been called often enough is a CUDA graph now: a list."""
+        return [line.recording is not None for line in self.lines.values()
+                if line is not None and line.calls > graphs.WARM_UP]
 
 
 def _copy(tensor):
@@ -583,12 +581,3 @@ def _copy(tensor):
 def _memory(tensor):
     """The address of the memory that a tensor uses, by which views of one another are known."""
     return tensor.untyped_storage().data_ptr()
-
-
-def _mode(device):
-    """How lines run: 'graph', 'compile' or 'eager', from the environment."""
-    # Without a GPU there is nothing to gain; the tests ask for it.
-    mode = os.environ.get('THEANO_TODAY_CUDA', 'graph' if device.type == 'cuda' else 'eager')
-    if mode not in ('graph', 'compile', 'eager'):
-        raise ValueError('THEANO_TODAY_CUDA={}: choose graph, compile or eager.'.format(mode))
-    return mode

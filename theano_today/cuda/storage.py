@@ -11,14 +11,23 @@ host, on the device, or on both, and moves when somebody asks for it on the othe
 
 The buffer on the device stays the same as long as the shape does: a captured CUDA graph reads and
 writes it by its address.
+
+All CUDA graphs of a process work in the same memory, and one that is being recorded must not see the
+work of another thread.  So whatever runs on the device holds `LOCK`, from the first copy to the
+device to the last one back.
 """
+import threading
+
 import numpy as np
 import torch
 
 from theano.gof import link
 from theano.tensor import TensorType
 
-__all__ = ['DeviceStorage', 'adopt', 'from_numpy', 'pinned', 'serve_host_programs', 'to_numpy']
+__all__ = ['LOCK', 'DeviceStorage', 'adopt', 'extremes', 'from_numpy', 'pinned',
+           'serve_host_programs', 'to_numpy']
+
+LOCK = threading.RLock()
 
 
 def from_numpy(array):
@@ -35,12 +44,21 @@ def to_numpy(tensor):
 
 
 def pinned(array):
-    """Return a copy of `array` in page-locked memory, from which a GPU copies by itself."""
+    """Return a copy of `array` in page-locked memory, from which a GPU copies by itself.
+
+    Where there is none (strings, say, which only the iterator's caller understands, or no more memory
+    that can be locked) it is `array` itself.
+    """
     try:
         tensor = from_numpy(array)
-    except TypeError:  # strings, say, which only the iterator's caller understands
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor).numpy()
+    except (TypeError, ValueError, RuntimeError):
         return array
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor).numpy()
+
+
+def extremes(array):
+    """Return the smallest and the largest element of an array of integers, None if it is empty."""
+    return (int(array.min()), int(array.max())) if array.size else None
 
 
 class DeviceStorage(list):
@@ -69,47 +87,62 @@ class DeviceStorage(list):
         self.device = device
         self._buffer = None
         self._fresh = False  # whether the buffer has the newest value
+        self._extremes = ()
 
     def __getitem__(self, index):
         if index == 0 and self._fresh and super().__getitem__(0) is None:
-            # From a GPU the way into page-locked memory is several times faster.
-            array = torch.empty(self._buffer.shape, dtype=self._buffer.dtype,
-                                pin_memory=self.device.type == 'cuda').copy_(self._buffer).numpy()
-            array.flags.writeable = False
-            super().__setitem__(0, array)
+            with LOCK:
+                # From a GPU the way into page-locked memory is several times faster.
+                array = torch.empty(
+                    self._buffer.shape, dtype=self._buffer.dtype,
+                    pin_memory=self.device.type == 'cuda').copy_(self._buffer).numpy()
+                array.flags.writeable = False
+                super().__setitem__(0, array)
         return super().__getitem__(index)
 
     def __setitem__(self, index, value):
         super().__setitem__(index, value)
-        self._fresh = False
+        self._fresh, self._extremes = False, ()
+
+    @property
+    def buffer(self):
+        """The memory on the device, a tensor, whatever is in it; None before the first use."""
+        return self._buffer
 
     def tensor(self):
         """Return the buffer on the device, with the newest value in it."""
         if not self._fresh:
-            source = from_numpy(super().__getitem__(0))
-            buffer = self._buffer
-            if buffer is None or buffer.shape != source.shape or buffer.dtype != source.dtype:
-                self._buffer = torch.empty(source.shape, dtype=source.dtype, device=self.device)
-                DeviceStorage.epoch += 1
-            self._buffer.copy_(source)
-            self._fresh = True
+            with LOCK:
+                source = from_numpy(super().__getitem__(0))
+                self._fit(source)
+                self._buffer.copy_(source)
+                self._fresh = True
         return self._buffer
 
     def write(self, tensor):
-        """Make `tensor` the newest value; return True if that took a new buffer."""
-        moved = self._buffer is None or self._buffer.shape != tensor.shape
-        if moved:
-            self._buffer = tensor.contiguous().clone()
-            DeviceStorage.epoch += 1
-        else:
+        """Make `tensor` the newest value."""
+        with LOCK:
+            self._fit(tensor)
             self._buffer.copy_(tensor)
-        self.changed()
-        return moved
+            self.changed()
+
+    def _fit(self, tensor):
+        """Take a new buffer if `tensor` does not fit into the present one."""
+        buffer = self._buffer
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            self._buffer = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+            DeviceStorage.epoch += 1
 
     def changed(self):
         """Say that the buffer has a newer value than the host."""
-        self._fresh = True
+        self._fresh, self._extremes = True, ()
         super().__setitem__(0, None)
+
+    def extremes(self):
+        """Return `extremes` of the value, looked up once for each new value."""
+        if self._extremes == ():
+            self._extremes = extremes(self[0])
+        return self._extremes
 
     def __reduce__(self):  # pickles and copies hold a list, which any machine can read
         return list, ([self[0]],)

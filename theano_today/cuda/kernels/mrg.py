@@ -6,11 +6,12 @@ start of the chunk by a table of powers, and steps from there in 32-bit integers
 
 Triton comes with PyTorch for CUDA.  Elsewhere its interpreter (``TRITON_INTERPRET=1``) runs this.
 """
-import functools
 
 import torch
 import triton
 import triton.language as tl
+
+from ..convert import table
 
 STEPS = 32   # a chunk
 BLOCK = 128  # streams for one instance
@@ -106,7 +107,7 @@ def _times(a, b, modulus):
             for i in range(3)]
 
 
-@functools.lru_cache(maxsize=64)
+@table
 def jumps_for(matrices, moduli, streams, count, device):
     """Powers that lead to the start of each chunk: int64 of shape (chunks, 18).
 
