@@ -1,19 +1,21 @@
 """The CPU engine: graph rewrites and C Ops that make unchanged Theano programs fast.
 
 `install()` registers everything; ``import theano_today`` calls it.  `disable()` and `enable()` switch
-the rewrites off and on for graphs built and compiled from then on; the same can be had for a whole
-run with ``THEANO_FLAGS=optimizer_excluding=theano_today_cpu``.
+the rewrites off and on for functions compiled from then on; the same can be had for a whole run with
+``THEANO_FLAGS=optimizer_excluding=theano_today_cpu``.
 
-==============  ==================================================================================
-rewrites.py     the mechanism: fusions before `theano.grad`, rewrites in Theano's `optdb`
-native.py       what all C Ops share: headers, compiler flags, versions
-simd.hpp        vectors of the widest kind the compiler has, in a dozen inline functions
-conv.py/.hpp    convolution with bias, pooling, ReLU and dropout, and its gradients
-matmul.py/.hpp  matrix products, and products that go straight into an update rule
-mrg.py/.hpp     Theano's MRG31k3p random stream, vectorised
-==============  ==================================================================================
+================  ================================================================================
+rewrites.py       the mechanism: rewrites of compiled functions in Theano's `optdb`
+backward.py       finds the gradient that Theano has written down for a piece of a graph
+native.py         what all C Ops share: headers, compiler flags, versions
+simd.hpp          vectors of the widest kind the compiler has, in a dozen inline functions
+conv.py/.hpp      convolution with bias, pooling, ReLU and dropout, and its gradients
+conv_rewrites.py  how they get into graphs
+matmul.py/.hpp    matrix products, and products that go straight into an update rule
+mrg.py/.hpp       Theano's MRG31k3p random stream, vectorised
+================  ================================================================================
 """
-from . import conv, matmul, mrg, rewrites
+from . import conv_rewrites, matmul, mrg
 from .rewrites import disable, enable
 
 __all__ = ['disable', 'enable', 'install']
@@ -21,5 +23,5 @@ __all__ = ['disable', 'enable', 'install']
 
 def install():
     """Register the rewrites of the engine with Theano.  Does nothing the second time."""
-    for module in (rewrites, mrg, conv, matmul):
+    for module in (conv_rewrites, mrg, matmul):
         module.install()
