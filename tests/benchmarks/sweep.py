@@ -1,0 +1,181 @@
+"""Is the engine slower than stock Theano anywhere, and is it less accurate?
+
+    python tests/benchmarks/sweep.py                    speed: 150 shapes of each kind, all threads
+    python tests/benchmarks/sweep.py --threads 1        on one thread
+    python tests/benchmarks/sweep.py --kinds dot conv   some kinds only
+    python tests/benchmarks/sweep.py --accuracy         distance from float64, relative to the largest
+
+Shapes are drawn at random, evenly on a logarithmic scale, within what takes less than a second. Both
+contenders run in this process, in turn, on the same arrays; the least of several times counts. Shapes
+where the engine takes more than `--limit` times stock's time are printed and make the exit status 1;
+the summary gives the distribution of all ratios.
+"""
+import argparse
+import os
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, ROOT)
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--kinds', nargs='+', default=list(KINDS), choices=list(KINDS))
+    parser.add_argument('--shapes', type=int, default=150, help='how many shapes of each kind')
+    parser.add_argument('--threads', type=int, help='OpenMP threads (default: all cores)')
+    parser.add_argument('--limit', type=float, default=1.2, help='ratio above which a shape is printed')
+    parser.add_argument('--seconds', type=float, default=.4, help='time for each shape and contender')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--accuracy', action='store_true', help='compare with float64 instead of timing')
+    parser.add_argument('--verbose', action='store_true', help='print every shape')
+    return parser.parse_args()
+
+
+# ---- functions, for arrays of any shape ----
+
+def convolution(T, x, W, b, g, parts=(), conv=None):
+    h = (conv or T.nnet.conv2d)(x, W)
+    if 'bias' in parts:
+        h = h + b.dimshuffle('x', 0, 'x', 'x')
+    if 'relu' in parts:
+        h = 0.5 * (h + abs(h))
+    if 'pool' in parts:
+        from theano.tensor.signal.pool import pool_2d
+        h = pool_2d(h, (2, 2), ignore_border=True)
+    return h
+
+
+def forward(*parts):
+    return lambda T, x, W, b, g: [convolution(T, x, W, b, g, parts)]
+
+
+def gradients(*parts, wrt='xWb', conv=None):
+    def build(T, x, W, b, g):
+        variables = [dict(x=x, W=W, b=b)[name] for name in wrt if name != 'b' or 'bias' in parts]
+        out = convolution(T, x, W, b, g, parts, conv)
+        return [out] + T.grad((out * g).sum(), variables)
+    return build
+
+
+def old_name(T, x, W, b, g):
+    from theano.tensor.nnet.conv import conv2d
+    return gradients('bias', 'relu', conv=conv2d)(T, x, W, b, g)
+
+
+KINDS = {
+    'dot': lambda T, a, b: [T.dot(a, b)],
+    'dot-transposed': lambda T, a, b: [T.dot(a.T.copy().T, b)],
+    'conv': forward(),
+    'conv-relu-pool': forward('bias', 'relu', 'pool'),
+    'gradients': gradients(),
+    'gradients-relu': gradients('bias', 'relu'),
+    'gradients-relu-pool': gradients('bias', 'relu', 'pool'),
+    'gradients-of-weights': gradients('bias', 'relu', wrt='Wb'),
+    'old-name': old_name,
+}
+
+
+def functions(kind):
+    """The function with the engine and without."""
+    import theano
+    import theano.tensor as T
+    from theano_today import cpu
+    inputs = [T.fmatrix(), T.fmatrix()] if kind.startswith('dot') else [
+        T.ftensor4('x'), T.ftensor4('W'), T.fvector('b'), T.ftensor4('g')]
+    outputs = KINDS[kind](T, *inputs)
+    result = []
+    for switch in (cpu.enable, cpu.disable):
+        switch()
+        result.append(theano.function(inputs, [theano.Out(o, borrow=True) for o in outputs],
+                                      on_unused_input='ignore'))
+    cpu.enable()
+    return result
+
+
+# ---- shapes ----
+
+def logarithmic(random, low, high):
+    import numpy as np
+    return int(round(np.exp(random.uniform(np.log(low), np.log(high)))))
+
+
+def draw_arrays(kind, random):
+    """Arrays of a random shape, and the multiplications that they ask for."""
+    import numpy as np
+    while True:
+        if kind.startswith('dot'):
+            m, k, n = [1 if random.rand() < .15 else logarithmic(random, 1, 4096) for _ in range(3)]
+            work, shapes, label = m * k * n, [(m, k), (k, n)], '{} x {} times {} x {}'.format(m, k, k, n)
+            size = max(m * k, k * n, m * n)
+        else:
+            batch, channels, filters = [logarithmic(random, 1, high) for high in (512, 1024, 1024)]
+            if random.rand() < .2:
+                channels = random.choice([1, 3])
+            kernel = random.choice([1, 2, 3, 3, 3, 5, 7, 11])
+            side = logarithmic(random, kernel + 1, 512)
+            out = side - kernel + 1
+            pooled = out // 2 if 'pool' in kind else out
+            if not pooled:
+                continue
+            work = batch * channels * filters * kernel ** 2 * out ** 2
+            size = batch * max(channels * side ** 2, filters * out ** 2)
+            shapes = [(batch, channels, side, side), (filters, channels, kernel, kernel), (filters,),
+                      (batch, filters, pooled, pooled)]
+            label = 'batch {} of {} x {} x {}, {} filters {} x {}'.format(
+                batch, channels, side, side, filters, kernel, kernel)
+        if work < 4e9 and size < 3e7:
+            return [random.standard_normal(s).astype(np.float32) for s in shapes], label
+
+
+# ---- measuring ----
+
+def seconds(function, arrays):
+    begin = time.perf_counter()
+    function(*arrays)
+    return time.perf_counter() - begin
+
+
+def time_shapes(kind, args):
+    """Prints slow shapes; returns all ratios."""
+    import numpy as np
+    pair = functions(kind)
+    random = np.random.RandomState(args.seed)
+    ratios = []
+    for _ in range(args.shapes):
+        arrays, label = draw_arrays(kind, random)
+        times = [[], []]
+        spent = 0
+        while spent < 2 * args.seconds and len(times[0]) < 50 or len(times[0]) < 3:
+            for function, list_ in zip(pair, times):
+                list_.append(seconds(function, arrays))
+                spent += list_[-1]
+        ours, stock = min(times[0]), min(times[1])
+        ratios.append(ours / stock)
+        if args.verbose or ours / stock > args.limit:
+            print('{:6.2f} times stock: {:9.3f} ms, stock {:9.3f} ms   {} {}'.format(
+                ours / stock, 1e3 * ours, 1e3 * stock, kind, label), flush=True)
+    return ratios
+
+
+def main():
+    args = parse()
+    if args.threads:
+        os.environ['OMP_NUM_THREADS'] = os.environ['OPENBLAS_NUM_THREADS'] = str(args.threads)
+    import theano_today  # noqa: F401
+    import numpy as np
+    if args.accuracy:
+        raise SystemExit(accuracy(args))
+    slow = 0
+    for kind in args.kinds:
+        ratios = np.array(time_shapes(kind, args))
+        slow += (ratios > args.limit).sum()
+        print('{}: {} shapes, engine / stock least {:.2f}, median {:.2f}, 90 % {:.2f}, most {:.2f}; '
+              '{} above {}'.format(kind, len(ratios), ratios.min(), np.median(ratios),
+                                   np.percentile(ratios, 90), ratios.max(),
+                                   (ratios > args.limit).sum(), args.limit), flush=True)
+    raise SystemExit(int(slow > 0))
+
+
+if __name__ == '__main__':
+    main()
