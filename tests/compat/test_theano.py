@@ -2,6 +2,7 @@
 import theano_today  # noqa: F401  (before theano)
 
 import numpy as np
+import pytest
 import theano
 import theano.tensor as T
 from lasagne_layers import PYTHON
@@ -39,3 +40,34 @@ def test_scan_with_condition_and_taps():
     fibonacci = theano.function([limit], numbers, updates=updated, mode=PYTHON)
     np.testing.assert_array_equal(fibonacci(20), [1, 2, 3, 5, 8, 13, 21])
     assert count.get_value() == 7
+
+
+# Expressions that become Dot22, Dot22Scalar, Gemm, Gemv and BatchedDot; the same for NumPy.
+PRODUCTS = {
+    'dot': lambda x, y, z, dot, batched_dot: dot(x, y),
+    'transposed': lambda x, y, z, dot, batched_dot: dot(y.T, x.T),
+    'scaled': lambda x, y, z, dot, batched_dot: .5 * dot(x, y),
+    'added': lambda x, y, z, dot, batched_dot: z + .5 * dot(x, y),
+    'vector': lambda x, y, z, dot, batched_dot: z.sum(0) + dot(x.sum(0), y),
+    'batched': lambda x, y, z, dot, batched_dot: batched_dot(x, y)}
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+@pytest.mark.parametrize('product', list(PRODUCTS))
+def test_products_of_empty_matrices(product, dtype):
+    """Stock Theano's C code calls BLAS; the engine would take some of them."""
+    kind = T.tensor3 if product == 'batched' else T.matrix
+    x, y, z = kind(dtype=dtype), kind(dtype=dtype), kind(dtype=dtype)
+    mode = theano.compile.mode.get_mode('FAST_RUN').excluding('theano_today_cpu')
+    function = theano.function([x, y, z], PRODUCTS[product](x, y, z, T.dot, T.batched_dot),
+                               mode=mode, on_unused_input='ignore', allow_input_downcast=True)
+    rng = np.random.RandomState(0)
+    batch = (2,) if product == 'batched' else ()
+    for rows, depth, columns in [(0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 0, 4), (2, 0, 0), (0, 3, 0),
+                                 (0, 0, 0), (1, 0, 4), (1, 0, 1), (2, 3, 4)]:
+        a, b, c = (rng.standard_normal(batch + size).astype(dtype)
+                   for size in [(rows, depth), (depth, columns), (rows, columns)])
+        result = function(a, b, c)
+        expected = PRODUCTS[product](a, b, c, np.dot, np.matmul)
+        assert result.shape == expected.shape
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)

@@ -15,6 +15,27 @@ replace('theano.gof.op', {
     'hash(tuple(self.func_codes))': "utils.hash_from_code(''.join(self.func_codes))"})
 
 
+# Empty matrices have the strides (0, 0) since NumPy 1.23, where they had those of matrices of one
+# row or column: BLAS is called with the strides of a matrix that has none ('some matrix has no unit
+# stride').  Which strides an empty matrix gets does not matter; these are what BLAS accepts.
+replace('theano.tensor.blas', {
+    text: mended for m in 'xyz' for text, mended in {
+        # Gemm, Dot22 and Dot22Scalar
+        'unit |= ((S{m}[1] == type_size || N{m}[1]==1)'.format(m=m):
+            'unit |= ((S{m}[1] == type_size || N{m}[1]==1 || N{m}[0] * N{m}[1] == 0)'.format(m=m),
+        's{m}_0 = (N{m}[0] > 1)'.format(m=m): 's{m}_0 = (N{m}[0] > 1 && N{m}[1] > 0)'.format(m=m),
+        # BatchedDot
+        'unit |= ((S{m}[2] == type_size || N{m}[2] == 1)'.format(m=m):
+            'unit |= ((S{m}[2] == type_size || N{m}[2] == 1 || N{m}[1] * N{m}[2] == 0)'.format(m=m),
+        's{m}_1 = (N{m}[1] > 1) ? S{m}[1]/type_size : (N{m}[2] + 1)'.format(m=m):
+            's{m}_1 = (N{m}[1] > 1 && N{m}[2] > 0) ? S{m}[1]/type_size : (N{m}[2] + 1)'.format(m=m),
+    }.items()})
+# What was compiled before is not used any more.
+replace('theano.tensor.blas', {
+    'return (13, blas_header_version())': "return (13, 'empty', blas_header_version())",
+    'return (4, blas_header_version())': "return (4, 'empty', blas_header_version())"})
+
+
 @beforehand
 def _run_scan_in_python():
     """Make Theano run the loop of a scan in Python, on Python 3.11 and later.
