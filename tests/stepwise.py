@@ -47,25 +47,24 @@ def die(nn, fname):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_once(nn, fname, pid=os.getpid):
+def die_once(nn, fname):
     try:
         os.close(os.open(fname + '.died', os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return
-    os.kill(pid(), signal.SIGKILL)
-
-
-def kill_parent(nn, fname):
-    os.kill(os.getppid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_parent_once(nn, fname):
-    die_once(nn, fname, os.getppid)
+def wait_for_death(nn, fname):
+    """Wait until another has died and trains again."""
+    while not os.path.exists(fname + '.died') or len({
+            pid for outputs, _, pid in steps(fname) if outputs != nn.output_num_units}) < 2:
+        time.sleep(0.01)
 
 
-def wait(nn, fname):
-    while not os.path.exists(fname + '.go'):
+def wait_to_be_told(nn, fname):
+    """Wait until the training is told to stop after this batch."""
+    while not nn._training.stopping:
         time.sleep(0.01)
 
 
@@ -115,10 +114,3 @@ def results(net):
              for value in values],
             [{key: value for key, value in info.items() if key != 'dur'}
              for info in net.train_history_])
-
-
-class Unreadable:
-    """What Dask's scheduler cannot unpickle."""
-
-    def __reduce__(self):
-        return int, ('it cannot be read',)

@@ -81,10 +81,13 @@ class Diverged(ArithmeticError):
     """
 
     def __init__(self, epoch, batch, loss, inputs=()):
-        super().__init__('the {} loss is {} in epoch {}{}'.format(
-            'validation' if batch is None else 'training', loss, epoch,
-            '' if batch is None else ', batch {}'.format(batch)))
+        super().__init__(epoch, batch, loss)
         self.epoch, self.batch, self.loss, self.inputs = epoch, batch, loss, inputs
+
+    def __str__(self):
+        return 'the {} loss is {} in epoch {}{}'.format(
+            'training' if self.batch else 'validation', self.loss, self.epoch,
+            ', batch {}'.format(self.batch) if self.batch else '')
 
 
 # ------------------------------------------------------------------------------------- signals

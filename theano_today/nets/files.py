@@ -106,6 +106,17 @@ def _lock(handle):
 
 
 @contextlib.contextmanager
+def beside(fname):
+    """Keep an empty file beside `fname` for as long as the block lasts; its path."""
+    handle, path = _temporary(fname)
+    try:
+        yield path
+    finally:
+        os.remove(path)
+        os.close(handle)
+
+
+@contextlib.contextmanager
 def locked(fname):
     """Keep `fname` from other processes that ask for the same, for as long as the block lasts.
 
@@ -136,6 +147,12 @@ def locked(fname):
         with contextlib.suppress(OSError):
             os.remove(path)  # before the lock goes: after that it could be the next one's
         os.close(handle)
+
+
+def check_free(fname):
+    """Raise FileError if another process has `fname` (`locked`)."""
+    with locked(fname):
+        pass
 
 
 def remove_unlocked(*patterns):

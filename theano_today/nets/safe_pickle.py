@@ -375,7 +375,7 @@ class _Unpickler(pickle._Unpickler):
     del _opcode, _method
 
 
-def load(f, trusted=()):
+def load(f, trusted=(), renamed=()):
     """Load a pickle from an open file, or raise.
 
     Parameters
@@ -384,6 +384,8 @@ def load(f, trusted=()):
         Opened for reading in binary mode.
     trusted : iterable of classes and functions
         See `allowed`.
+    renamed : dict of (str, str) to class or function, optional
+        More of these, by the module and the name that they had when the file was written.
 
     Raises
     ------
@@ -391,17 +393,17 @@ def load(f, trusted=()):
         If it holds something else than nets of known classes, or is damaged.  Nothing of it has
         been run then.
     """
-    return _load(_Reader(f, os.fstat(f.fileno()).st_size), trusted)
+    return _load(_Reader(f, os.fstat(f.fileno()).st_size), trusted, renamed)
 
 
-def loads(data, trusted=()):
+def loads(data, trusted=(), renamed=()):
     """Load a pickle from bytes, as `load` does."""
-    return _load(_Reader(io.BytesIO(data), len(data)), trusted)
+    return _load(_Reader(io.BytesIO(data), len(data)), trusted, renamed)
 
 
-def _load(reader, trusted):
+def _load(reader, trusted, renamed):
     try:
-        return _Unpickler(reader, {**allowed(trusted), **_CALLS}).load()
+        return _Unpickler(reader, {**allowed(trusted), **dict(renamed), **_CALLS}).load()
     except pickle.UnpicklingError as error:
         raise pickle.UnpicklingError('it holds {}'.format(error)) from None
     except (EOFError, IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError,

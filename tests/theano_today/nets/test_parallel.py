@@ -1,17 +1,16 @@
 """Trainings side by side, with nets of a moment; test_jobs.py has those of kfkd."""
+import contextlib
 import functools
 import os
-import signal
 import sys
 import types
 
 import theano_today  # noqa: F401, before the packages below
-import joblib
 import lasagne
 import numpy as np
 import pytest
 import stepwise
-from theano_today.nets import parallel
+from theano_today.nets import cluster, parallel, progress, worker
 from theano_today.nets.checkpoint import Checkpoint, Diverged, is_finished
 from theano_today.nets.files import FileError
 
@@ -26,21 +25,18 @@ def folder(tmp_path, monkeypatch):
 
 def prepare(outputs, epochs=4, **kwargs):
     lasagne.random.set_rng(np.random.RandomState(outputs))
-    handler = stepwise.Steps('steps', **kwargs)
+    handler = stepwise.Steps(os.path.abspath('steps'), **kwargs)
     return (stepwise.net(outputs, handler, epochs), *stepwise.data(outputs), {'outputs': outputs})
 
 
-def training(outputs, **kwargs):
+def training(outputs, every=300., **kwargs):
     return parallel.Training('net {}'.format(outputs), 'net-{}.npz'.format(outputs),
-                             functools.partial(prepare, outputs, **kwargs))
+                             functools.partial(prepare, outputs, **kwargs), every)
 
 
 def take_over(outputs):
     """The net that a finished training has led to, or which is trained now."""
-    net, X, y, settings = prepare(outputs)
-    with Checkpoint('net-{}.npz'.format(outputs), net, settings):
-        net.fit(X, y)
-    return stepwise.results(net)
+    return stepwise.results(training(outputs).fit())
 
 
 @pytest.fixture
@@ -54,20 +50,19 @@ def references(folder):
     return found
 
 
-def test_what_becomes_of_a_training(references, monkeypatch, capfd):
+def test_what_becomes_of_a_training(references, capfd):
     """One that ends well, one that is killed once, and all the ways to fail, in one call."""
     def refuse():
         raise FileError('a file is not there')
 
-    trainings = [training(1), training(2, accidents={(2, 7): 'die_once'}),
+    trainings = [training(1), training(2, 0.01, accidents={(2, 7): 'die_once'}),
                  training(3, accidents={(3, 4): 'die'}),
                  training(4, accidents={(4, 7): 'diverge'}),
                  training(5, accidents={(5, 4): 'divide'}),
                  parallel.Training('net 6', 'net-6.npz', refuse)]
-    monkeypatch.setattr(parallel, 'STARTS', 2)
-    failures = parallel.fit(trainings, n_jobs=2, every=0.01)
     one, two, killed, diverged, bug, refused = trainings
-    assert list(failures) == [killed, diverged, bug, refused]
+    assert parallel.side_by_side(trainings, 2) == trainings
+    assert one.error is None and two.error is None
 
     for outputs in references:
         assert is_finished(trainings[outputs - 1].fname)
@@ -77,28 +72,37 @@ def test_what_becomes_of_a_training(references, monkeypatch, capfd):
     of_one = [step for outputs, step, _ in computed if outputs == 1]
     assert of_one == list(range(1, 21)), 'each step once, whatever happens to others'
 
-    assert isinstance(failures[killed], parallel.TrainingError)
-    assert 'its process was killed by signal 9 (SIGKILL)' in str(failures[killed])
-    assert len({pid for outputs, _, pid in computed if outputs == 3}) == parallel.STARTS
-    assert isinstance(failures[diverged], Diverged)
-    assert (failures[diverged].epoch, failures[diverged].batch) == (2, 3)
+    assert isinstance(killed.error, parallel.TrainingError)
+    assert 'its worker has died again and again' in str(killed.error)
+    assert len({pid for outputs, _, pid in computed if outputs == 3}) > 2
+    assert isinstance(diverged.error, Diverged)
+    assert (diverged.error.epoch, diverged.error.batch) == (2, 3)
+    with pytest.raises(Diverged):
+        diverged.fit()
     assert diverged.net.update_learning_rate.get_value() == np.float32(0.5)
-    assert isinstance(failures[bug], RuntimeError)
-    assert 'ZeroDivisionError' in str(failures[bug]) and 'stepwise.py' in str(failures[bug])
-    assert str(failures[refused]) == 'a file is not there'
+    assert isinstance(bug.error, ZeroDivisionError)
+    assert str(refused.error) == 'a file is not there'
     for outputs in 4, 5:  # no second try
         assert len({pid for o, _, pid in computed if o == outputs}) == 1
 
     out, err = capfd.readouterr()
-    assert out.count('net 2: # Its process was killed by signal 9') == 1
-    assert out.count('starting it again, from its checkpoint') == 2
+    assert out.count('net 2: # Its worker has died; it goes on from its checkpoint.') == 1
     assert 'trn loss' not in out, "nolearn's rows of several nets in one another"
     table = out[out.rindex('since the start'):]
-    assert 'net 1' in table and '4 of 4' in table and 'finished' in table and 'died' in table
+    assert 'net 1' in table and '4 of 4' in table and 'finished' in table and 'failed' in table
+    assert 'distributed' not in err, "Dask's own log"
     assert not [name for name in os.listdir('.') if name.endswith('.partial')]
 
 
-def test_a_machine_that_does_not_see_the_folder(references, monkeypatch, capfd):
+def test_failures_come_last(folder, monkeypatch):
+    trainings = [training(1), training(2)]
+    trainings[0].error = FileError('no')
+    monkeypatch.setattr(parallel, 'is_finished', lambda fname: True)
+    assert parallel.side_by_side(trainings, 2) == trainings[::-1]
+    assert parallel.side_by_side(trainings, 1) == trainings
+
+
+def test_a_machine_that_does_not_see_the_folder(folder, references, monkeypatch, capfd):
     """The unfinished checkpoint goes there, the finished one and what was printed come back."""
     net, X, y, settings = prepare(2)
     begun = Checkpoint('net-2.npz', net, settings)
@@ -107,100 +111,78 @@ def test_a_machine_that_does_not_see_the_folder(references, monkeypatch, capfd):
     with begun:
         net.fit(X, y)
     assert not begun.finished and not is_finished('net-2.npz')
-    with open('net-2.npz', 'rb') as f:
-        checkpoint = f.read()
-    os.remove('net-2.npz')
     os.remove('steps')
-    original = parallel._run
-    monkeypatch.setattr(parallel, '_task', lambda ticket, payload: joblib.delayed(original)(
-        dict(ticket, folder=os.path.join(os.sep, 'nowhere'), checkpoint=checkpoint), payload))
-    steps = os.path.abspath('steps')
-    training = parallel.Training('net 2', 'net-2.npz', lambda: prepare(2))
-    assert parallel.fit([training], 1, verbose=0) == {}
-    assert [step for _, step, _ in stepwise.steps(steps)] == list(range(9, 21))
-    assert take_over(2) == references[2]
+    capfd.readouterr()
+    steps, submit = os.path.abspath('steps'), parallel._submit
+    monkeypatch.setattr(parallel, '_submit', lambda *args: submit(*args[:-1], '/not/there'))
+    assert parallel.side_by_side([training(2)], 2, verbose=0)[0].error is None
     out, _ = capfd.readouterr()
     assert 'net 2: # Going on from ' in out and 'since the start' not in out
+    assert str(folder) not in out, 'it is another file'
+    assert [step for _, step, _ in stepwise.steps(steps)] == list(range(9, 21))
+    assert take_over(2) == references[2]
 
 
 def test_nothing_is_started_for_what_is_finished(folder, monkeypatch):
     take_over(1)
-    monkeypatch.setattr(parallel, '_run', None)
-    assert parallel.fit([training(1)], 2) == {}
+    monkeypatch.setattr(cluster, 'client', None)
+    one = training(1)
+    assert parallel.side_by_side([one], 2) == [one] and one.error is None
 
 
 def test_a_checkpoint_of_other_settings_is_an_error_before_any_training(folder):
     take_over(1)
     changed = parallel.Training('net 1', 'net-1.npz', lambda: (*prepare(1)[:3], {'outputs': 3}))
     with pytest.raises(FileError, match=r'net-1.npz is of a training with other settings: '
-                                        r'outputs was 1, is 3. .*--fresh'):
-        parallel.fit([training(2), changed], 2)
+                                        r'outputs was 1, is 3.'):
+        parallel.side_by_side([training(2), changed], 2)
     assert not os.path.exists('net-2.npz') and len(stepwise.steps('steps')) == 20
 
 
-def test_folders_of_killed_programs_are_removed_and_others_stay(folder):
-    left = folder / 'trainings.abcdefgh.partial'
-    left.mkdir()
-    (left / 'owner').write_text('')
-    with parallel._folder(str(folder)) as ours:
-        assert not left.exists()
-        with parallel._folder(str(folder)) as other:
-            assert os.path.isdir(ours) and os.path.isdir(other)
-    assert os.listdir(str(folder)) == []
-
-
 def test_share_of_the_threads(monkeypatch):
-    monkeypatch.setattr(parallel.joblib, 'cpu_count', lambda: 8)
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
-    assert [parallel._environment(jobs, 0)['OMP_NUM_THREADS'] for jobs in (1, 2, 3, 16)] == \
+    assert [cluster._environments(jobs, 8)[0]['OMP_NUM_THREADS'] for jobs in (1, 2, 3, 16)] == \
         ['8', '4', '2', '1']
     monkeypatch.setenv('OMP_NUM_THREADS', '3')
-    assert parallel._environment(2, 0)['OMP_NUM_THREADS'] == '3'
+    assert cluster._environments(2, 8)[0] == {}
 
 
-@pytest.mark.parametrize('flags, gpus, devices', [
-    ('device=cuda', 2, ['cuda0', 'cuda1', 'cuda0']), ('device=gpu', 3, ['cuda0', 'cuda1', 'cuda2']),
-    ('device=cuda1', 4, ['cuda1'] * 3), ('device=cuda', 1, ['cuda'] * 3), ('', 4, [None] * 3)])
-def test_one_gpu_after_the_other(monkeypatch, flags, gpus, devices):
+@pytest.mark.parametrize('flags, visible, gpus, devices', [
+    ('device=cuda', None, 2, ['0', '1', '0']), ('device=gpu', None, 3, ['0', '1', '2']),
+    ('device=cuda', '5,7', 2, ['5', '7', '5']), ('device=cuda1', None, 4, [None] * 3),
+    ('device=cuda', None, 1, [None] * 3), ('', None, 4, [None] * 3)])
+def test_one_gpu_after_the_other(monkeypatch, flags, visible, gpus, devices):
     monkeypatch.setenv('THEANO_FLAGS', flags)
     monkeypatch.setenv('THEANORC', os.devnull)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if visible:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
     monkeypatch.setitem(sys.modules, 'torch', types.SimpleNamespace(
         cuda=types.SimpleNamespace(device_count=lambda: gpus)))
-    found = []
-    for slot in range(3):
-        monkeypatch.setenv('THEANO_FLAGS', parallel._environment(2, slot)['THEANO_FLAGS'])
-        found.append(parallel._user_flag('device'))
-        monkeypatch.setenv('THEANO_FLAGS', flags)
-    assert found == devices
-
-
-def test_slots_are_taken_again():
-    with parallel._slot() as a:
-        with parallel._slot() as b:
-            pass
-        with parallel._slot() as c:
-            assert (a, b, c) == (0, 1, 1)
-    assert not parallel._slots
-
-
-def test_how_processes_end():
-    assert parallel._how(-signal.SIGSEGV) == 'was killed by signal 11 (SIGSEGV)'
-    assert 'want of memory' in parallel._how(-signal.SIGKILL)
-    assert parallel._how(3) == 'ended with status 3'
+    assert [of_one.get('CUDA_VISIBLE_DEVICES') for of_one in cluster._environments(3, 8)[1]] == \
+        devices
 
 
 def test_messages_say_what_to_do():
-    assert parallel._message(MemoryError()) == \
+    assert str(parallel._error(MemoryError())) == \
         'there is not enough memory (MemoryError); fewer jobs need less'
-    assert 'PYTHONPATH' in parallel._message(ModuleNotFoundError("No module named 'kfkd'"))
-    assert parallel._message(FileError('a file\nis bad')) == 'a file is bad'
-    assert parallel._message(ValueError('no')) == 'ValueError: no'
+    assert 'PYTHONPATH' in str(parallel._error(ModuleNotFoundError("No module named 'kfkd'")))
+    for error in FileError('a file is bad'), ValueError('no'):
+        assert parallel._error(error) is error
+
+
+def test_what_is_printed_is_handed_on_by_line():
+    lines = []
+    with contextlib.redirect_stdout(worker._Lines(lines.append)):
+        print('one', 'two')
+        print('three', end='')
+        print(' four\n\nfive')
+    assert lines == ['one two', 'three four', 'five']
 
 
 def test_time_left_counts_those_that_wait():
-    progress = parallel._Progress([], '.', 2, 1, '', 0)
     # Two run for 10 and 20 seconds more, two wait, of 40 seconds each: 10 + 40, 20 + 40.
-    assert progress._all_left([10, 20, None, None], [40, 40]) == ', at most 0:01:00 left'
-    assert progress._all_left([0, 20, None], [40, 40]) == ', at most 0:00:40 left'
-    assert progress._all_left([0, 0], [40, 40]) == ''
-    assert progress._all_left([None, None], []) == ''
+    assert progress.time_left([10, 20, None, None], [40, 40], 2) == 60
+    assert progress.time_left([0, 20, None], [40, 40], 2) == 40
+    assert progress.time_left([0, 0], [40, 40], 2) is None
+    assert progress.time_left([None, None], [], 2) is None

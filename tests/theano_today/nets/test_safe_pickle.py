@@ -17,9 +17,11 @@ import kfkd
 import numpy as np
 import pytest
 import theano
+from beyond.runs import net_files
 from lasagne import layers
 from nolearn.lasagne import NeuralNet
 from theano_today.nets import safe_pickle
+from theano_today.nets.progress import TimeLeft
 
 FLAG = 'a-stranger-was-here'
 
@@ -295,8 +297,8 @@ def test_the_decks_net_and_values_of_its_kinds(protocol):
                   for dtype in ('f4', 'f8', 'i4', 'u1', 'bool') for axes in
                   ((0, 1, 2), (2, 1, 0), (1, 0, 2))] + [np.float32(2), np.zeros((0, 3)), np.array(1.)]
     again = safe_pickle.loads(pickle.dumps(net, protocol), [
-        kfkd.AdjustVariable, kfkd.EarlyStopping, kfkd.TimeLeft, kfkd.FlipBatchIterator,
-        kfkd.FaceBatchIterator, kfkd.start_early_stopping, kfkd.restore_best_weights])
+        kfkd.AdjustVariable, kfkd.EarlyStopping, kfkd.FlipBatchIterator, kfkd.FaceBatchIterator,
+        TimeLeft])
     for a, b in zip(net.arrays, again.arrays):
         np.testing.assert_array_equal(a, b)
         assert a.dtype == b.dtype and type(a) is type(b)
@@ -320,13 +322,13 @@ class Iterator(kfkd.FlipBatchIterator):
 def test_ones_own_classes_are_trusted_by_name_or_by_use(here, monkeypatch):
     net = kfkd.build_net()
     net.batch_iterator_train = Iterator(128)
-    kfkd.save(net, 'net.pickle')
+    net_files.save(net, 'net.pickle')
     with pytest.raises(kfkd.DataError, match='Iterator, which is none .* belong in TRUSTED'):
         kfkd.load_nets('net.pickle')
     monkeypatch.setattr(kfkd, 'TRUSTED', (Iterator,))
     assert isinstance(kfkd.load_nets('net.pickle').batch_iterator_train, Iterator)
     monkeypatch.setattr(kfkd, 'TRUSTED', ())
-    monkeypatch.setattr(kfkd, 'build_net', lambda: net)
+    monkeypatch.setattr(kfkd, 'build_net', lambda c=None: net)
     assert isinstance(kfkd.load_nets('net.pickle').batch_iterator_train, Iterator)
 
 
@@ -364,7 +366,7 @@ def test_settings_that_claim_more_than_the_weights_there_are(here, capsys):
                    dict(hidden5_num_units=-1), dict(hidden4_num_units='many'), dict(layers=[])):
         other = NeuralNet.__new__(NeuralNet)
         vars(other).update(state, **change)
-        kfkd.save(other, 'net.pickle')
+        net_files.save(other, 'net.pickle')
         assert kfkd.main(['fit_specialists', 'net.pickle']) == 1
         assert 'net.pickle holds a net that cannot be used' in capsys.readouterr().err
 
