@@ -4,11 +4,14 @@
     net.batch_iterator_train = AffineBatchIterator(128)                     # the slide's ranges
     net.batch_iterator_train = AffineBatchIterator(128, **PRESETS['faces'])  # for upright faces
 """
+import functools
+
 import numpy as np
 import theano.tensor as T
 from nolearn.lasagne import BatchIterator
 
 from theano_today.nets.batches import ahead
+from theano_today.nets.files import FileError
 
 # Columns that change places when a face with all 15 points is mirrored, as in kfkd.py.
 FACE_FLIP_INDICES = (
@@ -335,3 +338,52 @@ def _opencv():
     except ImportError:
         raise ImportError('augmentation needs OpenCV: pip install -r requirements-beyond.txt')
     return cv2
+
+
+# ---------------------------------------------------------------------------------- slide "Normalization"
+
+class FaceBatchIterator(BatchIterator):
+    """Give the faces batch by batch, standardised when `fit_pixels` has seen training faces.
+
+    The mean and the deviation are pickled with the net, so that a net takes pixels in [0, 1]
+    wherever it is used.
+    """
+    pixel_mean = np.float32(0)
+    pixel_std = np.float32(1)
+
+    def fit_pixels(self, X):
+        """Take mean and deviation from the training faces `X`, pixels in [0, 1]."""
+        self.pixel_mean = np.float32(X.mean(dtype=np.float64))
+        self.pixel_std = np.float32(X.std(dtype=np.float64)) or np.float32(1)
+
+    def transform(self, Xb, yb):
+        if self.pixel_mean != 0 or self.pixel_std != 1:
+            Xb = (Xb - self.pixel_mean) / self.pixel_std
+        return Xb, yb
+
+    @staticmethod
+    def standardize(net, wanted, X, pretrained=None):
+        """Let the iterators of a net standardise: as those of `pretrained` do, or by faces `X`."""
+        for name in 'batch_iterator_train', 'batch_iterator_test':
+            iterator = getattr(net, name)
+            if pretrained is not None:
+                earlier = getattr(pretrained, name)
+                iterator.pixel_mean, iterator.pixel_std = earlier.pixel_mean, earlier.pixel_std
+            elif wanted:
+                iterator.fit_pixels(X)
+
+
+class AffineFaceBatchIterator(AffineBatchIterator, FaceBatchIterator):
+    """Turn, move and scale faces at random, points included, after standardising their pixels."""
+
+
+def augmented(preset):
+    """Return what makes a batch iterator of a preset, from batch_size and seed."""
+    if preset not in PRESETS:
+        raise FileError('AUGMENT is None or one of {}, not {!r}.'.format(
+            ', '.join(map(repr, PRESETS)), preset))
+    try:
+        _opencv()
+    except ImportError as error:
+        raise FileError(f'AUGMENT = {preset!r}: {error}.') from error
+    return functools.partial(AffineFaceBatchIterator, **PRESETS[preset])

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 
-BLUE, RED, GREEN = '#0072B2', '#D55E00', '#009E73'  # Okabe and Ito's, as in kfkd.py
+from .figures import BLUE, GREEN, RED
+
 
 TAIL = 0.2              # the last part of the epochs, by which "still falling" is told
 FALLING = 0.01          # fall of the validation error in it that counts

@@ -12,7 +12,6 @@ the numbers, whatever they say; the seed is fixed.
 `check_overfitting` and `check_regularisation` are sanity checks for any net of nolearn.
 """
 import argparse
-import importlib.util
 import os
 import pickle
 import sys
@@ -21,7 +20,6 @@ import time
 import warnings
 from collections import OrderedDict
 
-import kfkd
 import lasagne
 import numpy as np
 import theano
@@ -34,13 +32,19 @@ from scipy.stats import loguniform, uniform
 from sklearn.datasets import load_digits
 from sklearn.metrics import confusion_matrix, mean_squared_error
 from sklearn.model_selection import KFold, RandomizedSearchCV
+from sklearn.utils import shuffle
+
+from data import make_faces, tables
+from theano_today.nets.progress import hms, seconds_an_epoch
 
 from . import curves, monitors, nets, pictures
 from .augmentation import PRESETS, AffineBatchIterator
+from .figures import BLACK, BLUE, GREEN, RED, plot_face, write_figure
 
 SEED = 0
 EXPERIMENTS = OrderedDict()
-BLACK, BLUE, RED, GREEN = '#000000', '#0072B2', '#D55E00', '#009E73'
+# A mirror and nothing else.
+FLIPS = dict(rotation=(0, 0), translation=(0, 0), scale=(1, 1), shear=(0, 0), stretch=(1, 1))
 
 
 def experiment(function):
@@ -71,15 +75,16 @@ def faces(rows, fname=None, standardise=True, size=96):
     y : ndarray of float32, shape (n, 30), in [-1, 1]
     """
     if fname:
-        kfkd.FTRAIN = fname
-        X, y = kfkd.load2d()
+        table = tables.read_faces(fname)
+        print(table.count())
+        table = table.dropna()
+        tables.check_rows(table, fname)
+        images, labels = np.vstack(table['Image'].values), table[table.columns[:-1]].values
+        images, labels = shuffle(images, labels, random_state=42)
     else:
-        spec = importlib.util.spec_from_file_location(
-            'make_faces', os.path.join(kfkd.DATA, 'make_faces.py'))
-        make_faces = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(make_faces)
         images, labels = make_faces.draw_faces(rows)
-        X, y = images[:, None] / np.float32(255), (labels - 48) / np.float32(48)
+    X = images.reshape(-1, 1, 96, 96) / np.float32(255)
+    y = ((labels - 48) / 48).astype(np.float32)
     X, y = X[:rows], y[:rows]
     step = 96 // size
     X = X.reshape(len(X), 1, size, step, size, step).mean(axis=(3, 5))
@@ -88,7 +93,7 @@ def faces(rows, fname=None, standardise=True, size=96):
     return X.astype(np.float32), y.astype(np.float32)
 
 
-class Progress(object):
+class Progress:
     """Print every few seconds how far a training is, what it has reached, and the time left."""
     def __init__(self, label, epochs, every=10):
         self.label, self.epochs, self.every = label, epochs, every
@@ -102,9 +107,9 @@ class Progress(object):
         if time.time() < self.printed + self.every or not 1 < done < self.epochs:
             return
         self.printed = time.time()
-        left = np.median([row['dur'] for row in train_history[1:][-9:]]) * (self.epochs - done)
+        left = seconds_an_epoch(train_history) * (self.epochs - done)
         print('# {}: epoch {} of {}, loss {:.5f}, at most {} left'.format(
-            self.label, done, self.epochs, train_history[-1]['train_loss'], kfkd.hms(left)))
+            self.label, done, self.epochs, train_history[-1]['train_loss'], hms(left)))
 
 
 def train(net, X, y, epochs, label):
@@ -373,7 +378,7 @@ def augmented_faces(fname=None, columns=8):
             if preset == 'deck':
                 moved = 48 * np.linalg.norm((yb - y).reshape(len(y), -1, 2), axis=2).mean()
         for axis, x, points in zip(row, Xb, yb):
-            kfkd.plot_sample(x, points, axis)
+            plot_face(x[0], points * 48 + 48, axis)
             axis.set_xticks([])
             axis.set_yticks([])
         row[0].set_ylabel(name)
@@ -388,7 +393,7 @@ def augmentation(epochs=60, fname=None, rows=2000):
     X, y = faces(rows, fname)
     iterators = OrderedDict([
         ('no augmentation', BatchIterator(32)),
-        ('flips', kfkd.FlipBatchIterator(32, seed=SEED)),
+        ('flips', AffineBatchIterator(32, seed=SEED, **FLIPS)),
         ("preset 'faces'", AffineBatchIterator(32, seed=SEED, **PRESETS['faces'])),
         ("preset 'deck'", AffineBatchIterator(32, seed=SEED, **PRESETS['deck']))])
     histories = OrderedDict()
@@ -582,7 +587,7 @@ def update_rules(epochs=30, fname=None):
                           for name in order))
 
 
-class SearchScore(object):
+class SearchScore:
     """Scorer of a search: minus the mean squared error; it prints how far the search is.
 
     Parameters
@@ -602,7 +607,7 @@ class SearchScore(object):
             self.printed = now
             left = (now - self.first) / (self.done - 1) * (self.fits - self.done)
             print('# search: {} of {} trainings, some {} left'.format(
-                self.done, self.fits, kfkd.hms(left)))
+                self.done, self.fits, hms(left)))
         return -mean_squared_error(y, net.predict(X))
 
 
@@ -802,7 +807,7 @@ def main(argv=None):
             figures, verdict = function(**{key: value for key, value in given.items()
                                            if value is not None and key in takes})
             for part, fig in figures.items():
-                kfkd.show(fig, part + '.png')
+                write_figure(fig, part + '.png')
                 pyplot.close(fig)
             print('{} ({:.0f} s): {}\n'.format(name, time.time() - start, verdict), flush=True)
     except (OSError, ValueError) as error:  # files that are missing or not what they should be

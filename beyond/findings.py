@@ -10,7 +10,7 @@ import numpy as np
 
 from theano_today.nets.files import FileError
 
-from .records import sha256
+from .runs.record import sha256
 
 SAMPLES = 12                    # training faces kept to be shown
 EXTREMES = 6                    # best, and worst, validation faces of the first net

@@ -1,9 +1,7 @@
 """Slides "Monitor Layers' Training": what happens in each layer while a net of nolearn trains.
 
-    from beyond.monitors import ActivationMonitor, GradientMonitor, UpdateMonitor, verdict
-    for monitor in ActivationMonitor(), GradientMonitor(), UpdateMonitor():
-        monitor.attach(net)
-    net.fit(X, y)
+    from beyond.monitors import attach_all, plot_activations, verdict
+    attach_all(net).fit(X, y)
     plot_activations(net.train_history_).savefig('activations.png')
     print('\n'.join(verdict(net.train_history_)))
 
@@ -29,6 +27,8 @@ from lasagne.layers import InputLayer, get_output
 from matplotlib import colormaps, pyplot
 from nolearn.lasagne import base
 
+from .figures import RED
+
 QUANTILES = 0.05, 0.25, 0.5, 0.75, 0.95
 BINS = 60               # of a histogram
 SUBSET = 20000          # values of a layer that quantiles and histograms are made of
@@ -42,7 +42,7 @@ SATURATED = {
 
 # ------------------------------------------------------------------------------------- monitors
 
-class Monitor(object):
+class Monitor:
     """What the monitors share: when a sample is due, on which batch, and where it goes.
 
     Parameters
@@ -433,7 +433,7 @@ def plot_updates(train_history, param=None):
     for name, color in colors_of(names).items():
         epoch, values = series(train_history, 'updates', name, 'ratio')
         axes[2].plot(epoch, values, color=color, label=name)
-    axes[2].axhline(1e-3, color='#D55E00', linestyle=':', label='1e-3')
+    axes[2].axhline(1e-3, color=RED, linestyle=':', label='1e-3')
     axes[2].set_yscale('log')
     axes[2].set_ylabel('norm of the update / norm of the weights')
     _finish(fig, axes, 'Weights and their updates', axes[2])
@@ -511,6 +511,13 @@ STANDING = 1e-5         # ratio of update to weights: the layer hardly moves
 SILENT = 1e-2           # standard deviation of the outputs over that of the first layer
 HALF = 0.5              # share of units, dead or saturated
 PLATEAU = 0.01          # relative fall of the training loss over the last fifth of the epochs
+
+
+def attach_all(net, **settings):
+    """Let an activation, a gradient and an update monitor watch a net; return the net."""
+    for monitor in ActivationMonitor, GradientMonitor, UpdateMonitor:
+        monitor(**settings).attach(net)
+    return net
 
 
 def verdict(train_history):

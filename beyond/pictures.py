@@ -19,6 +19,7 @@ import theano.tensor as T
 from lasagne.layers import InputLayer, get_output
 from matplotlib import pyplot
 
+from .figures import SKY
 from .monitors import inputs_of
 
 
@@ -155,7 +156,7 @@ def plot_point_saliency(net, X, points):
                                        point_saliency(net, X, (column, column + 1)), found):
             axis.imshow(heat, cmap='inferno')
             x, y = outputs[column:column + 2] * half + half
-            axis.plot(x, y, '+', color='#56B4E9', markersize=12, markeredgewidth=2)
+            axis.plot(x, y, '+', color=SKY, markersize=12, markeredgewidth=2)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])

@@ -20,11 +20,11 @@ from matplotlib.ticker import MaxNLocator
 
 from theano_today.nets.files import FileError, open_regular, replacing
 
-from . import config
+from .runs import experiment as config
 from .curves import analyse, plot_analysis
 from .findings import SAMPLES, Faces, find_nets, listed, points
 from .page import CSS, E, bar, canvas, copied, face, html, key, note, png, svg, table
-from .records import read
+from .runs.compare import read
 
 LARGEST_TEXT = 1 << 20      # bytes of experiment.yaml
 

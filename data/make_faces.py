@@ -44,12 +44,21 @@ SIZE = 96               # pixels
 BLOCK = 8               # faces drawn together: enough to amortise NumPy's calls, few for the cache
 COMPLETE = .3           # share of rows with all points: 2,140 of 7,049 at Kaggle
 
+NAMES = 'training.csv', 'test.csv', 'IdLookupTable.csv', 'test-labels.csv'
+
 KEYPOINTS = (
     'left_eye_center', 'right_eye_center', 'left_eye_inner_corner', 'left_eye_outer_corner',
     'right_eye_inner_corner', 'right_eye_outer_corner', 'left_eyebrow_inner_end',
     'left_eyebrow_outer_end', 'right_eyebrow_inner_end', 'right_eyebrow_outer_end', 'nose_tip',
     'mouth_left_corner', 'mouth_right_corner', 'mouth_center_top_lip', 'mouth_center_bottom_lip')
-COLUMNS = tuple(f'{point}_{axis}' for point in KEYPOINTS for axis in 'xy')
+
+
+def xy(*points):
+    """Return the label columns of keypoints."""
+    return tuple(f'{point}_{axis}' for point in points for axis in 'xy')
+
+
+COLUMNS = xy(*KEYPOINTS)
 ALWAYS = tuple(c for c in COLUMNS if c.startswith(
     ('left_eye_center', 'right_eye_center', 'nose_tip', 'mouth_center_bottom_lip')))
 
@@ -744,6 +753,45 @@ def write_csvs(outdir, n_train=4000, n_test=500, seed=0):
     lookup.insert(0, 'RowId', np.arange(1, len(lookup) + 1))
     lookup['Location'] = np.nan
     _write(lookup, outdir / 'IdLookupTable.csv')
+
+
+def in_place_of_kaggles(constants):
+    """Let the constants of a program be those for drawn faces; draw these, where there are none.
+
+    Parameters
+    ----------
+    constants : object
+        As attributes: DRAWN, the folder; DRAWN_ROWS, how many faces for training and for testing;
+        DRAWN_CONSTANTS, those for these faces, where the others are still those of DECK; FTRAIN,
+        FTEST, FLOOKUP, FTESTLABELS, the names of the files.
+
+    Returns
+    -------
+    object
+        `constants`.
+    """
+    ours = {name: value for name, value in constants.DRAWN_CONSTANTS.items()
+            if getattr(constants, name) == constants.DECK[name]}
+    _say_once(f'{constants.FTRAIN} is not there: using drawn faces in {constants.DRAWN}' + ''.join(
+        f', {name} = {value}' for name, value in ours.items()) + '.')
+    names = 'FTRAIN', 'FTEST', 'FLOOKUP', 'FTESTLABELS'
+    files = drawn(constants.DRAWN, *constants.DRAWN_ROWS)
+    vars(constants).update(zip(names, files), **ours)
+    return constants
+
+
+_say_once = lru_cache(print)  # not again for each step
+
+
+def drawn(folder, n_train, n_test):
+    """Return the names of the four files in `folder`; draw them first where one is missing.
+
+    The order is that of `NAMES`.
+    """
+    files = [os.path.join(folder, name) for name in NAMES]
+    if not all(map(os.path.exists, files)):
+        write_csvs(folder, n_train, n_test)
+    return files
 
 
 def _image_column(images):

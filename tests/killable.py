@@ -22,6 +22,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import kfkd  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
+from beyond.runs import training  # noqa: E402
 from lasagne import layers  # noqa: E402
 from nolearn.lasagne import NeuralNet  # noqa: E402
 from theano_today.nets import checkpoint  # noqa: E402
@@ -51,8 +52,8 @@ def write_faces(folder, rows=60):
 
 def small(build_net):
     """Return a function that builds the deck's net, with few layers and units."""
-    def build():
-        deck = build_net()
+    def build(c=None):
+        deck = build_net(c)
         settings = {name: getattr(deck, name) for name in (
             'update_learning_rate', 'update_momentum', 'batch_iterator_train',
             'batch_iterator_test', 'train_split', 'on_training_finished', 'max_epochs')}
@@ -79,7 +80,7 @@ def prepare(data):
         MAX_EPOCHS=40, SPECIALIST_SAMPLES=900, BATCH_SIZE=4, CHECKPOINT_MINUTES=0.02 / 60,
         RUNS=None)
     checkpoint.Checkpoint.share = 1
-    kfkd.plot_faces = lambda *args: None  # a second a page, and no part of what is tested
+    kfkd.figures.write_page = lambda *args: None  # a second a page, and no part of what is tested
 
     class Recorder(checkpoint._Recorder):
         def __call__(self, *inputs):
@@ -93,7 +94,7 @@ def prepare(data):
             super().write()
             note('W', time.time() + self.due - time.monotonic(), self.net, self.recorder.outputs)
 
-    checkpoint._Recorder, kfkd.Checkpoint = Recorder, Checkpoint
+    checkpoint._Recorder, training.Checkpoint = Recorder, Checkpoint
 
 
 def note(what, when, net, outputs):

@@ -8,15 +8,18 @@ import pickle
 import signal
 import stat
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import kfkd
 import numpy as np
 import pandas as pd
 import pytest
+from beyond.runs import training
+from data import tables
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nolearn.lasagne import NeuralNet
+from theano_today.nets.files import replacing
 
 ROWS = 7
 NAN = float('nan')
@@ -63,9 +66,13 @@ def folder(tmp_path_factory, good):
     patch.chdir(path)
     for name, value in dict(
             FTRAIN='training.csv', FTEST='test.csv', FLOOKUP='IdLookupTable.csv', FTESTLABELS=None,
-            TRUSTED=(Constant,), _tables={}, train=lambda *args: None, save=lambda *args: None,
-            show=lambda fig, fname: kfkd.pyplot.close(fig), plot_faces=lambda *args: None).items():
+            TRUSTED=(Constant,)).items():
         patch.setattr(kfkd, name, value)
+    patch.setattr(training.Training, 'checkpointed', lambda *args: nullcontext())
+    patch.setattr(NeuralNet, 'fit', lambda *args: None)
+    patch.setattr(kfkd.net_files, 'save', lambda *args: None)
+    patch.setattr(kfkd.figures, 'write_figure', lambda fig, fname: kfkd.pyplot.close(fig))
+    patch.setattr(kfkd.figures, 'write_page', lambda *args: None)
     yield path
     patch.undo()
 
@@ -99,7 +106,7 @@ def run(folder, files, argv, capsys):
     """
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    kfkd._tables.clear()
+    tables._tables.clear()
     before = content(folder)
     capsys.readouterr()
     try:
@@ -403,7 +410,7 @@ def test_no_permission(folder, good, capsys, monkeypatch, fname, argv):
 
 
 def run_unreadable(folder, argv, capsys):
-    kfkd._tables.clear()
+    tables._tables.clear()
     capsys.readouterr()
     status = kfkd.main(argv)
     err = capsys.readouterr().err
@@ -562,7 +569,7 @@ def test_columns_in_another_order_mean_the_same(folder, good, capsys):
     frames = []
     for data in good['training.csv'], shuffled:
         (folder / 'training.csv').write_bytes(data)
-        kfkd._tables.clear()
+        tables._tables.clear()
         frames.append(kfkd.load())
     for a, b in zip(*frames):
         np.testing.assert_array_equal(a, b)
@@ -573,7 +580,7 @@ def test_outputs_stay_in_the_folder(folder, good, capsys):
     target = folder.parent / 'target'
     target.write_text('mine')
     os.symlink(str(target), str(folder / 'link.pickle'))
-    with kfkd.replacing(str(folder / 'link.pickle')) as f:
+    with replacing(str(folder / 'link.pickle')) as f:
         f.write(b'net')
     assert target.read_text() == 'mine' and (folder / 'link.pickle').read_bytes() == b'net'
     os.remove(str(folder / 'link.pickle'))

@@ -133,7 +133,7 @@ rng = np.random.RandomState(0)
 X = rng.rand(15, 1, 96, 96).astype("float32")
 y = rng.uniform(-1, 1, (15, 30)).astype("float32")
 net.fit(X, y, epochs=2)
-kfkd.save(net, sys.argv[1])
+kfkd.net_files.save(net, sys.argv[1])
 np.savez(sys.argv[1] + ".npz", X=X, predictions=net.predict(X), losses=[
     (row["train_loss"], row["valid_loss"]) for row in net.train_history_])
 print(type(net.train_iter_.fn).__name__)

@@ -1,5 +1,4 @@
 """`python kfkd.py` as a user runs it: the deck's own net, all four steps, in a process of its own."""
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import kfkd
 import numpy as np
 import pandas as pd
 import pytest
+from data import make_faces
 
 # What a user does who edits the constants at the top of kfkd.py.
 EDITS = {'FTRAIN': 'training.csv', 'FTEST': 'test.csv', 'FLOOKUP': 'IdLookupTable.csv',
@@ -26,10 +26,6 @@ def run(folder, *words):
 def finished(tmp_path_factory):
     """A folder with drawn faces in which all four steps have run, and what they printed."""
     folder = tmp_path_factory.mktemp('tutorial')
-    spec = importlib.util.spec_from_file_location(
-        'make_faces', os.path.join(kfkd.DATA, 'make_faces.py'))
-    make_faces = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_faces)
     make_faces.write_csvs(str(folder), 200, 24)
     done = run(folder)
     assert done.returncode == 0, done.stderr

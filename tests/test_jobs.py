@@ -1,5 +1,4 @@
 """kfkd.py's specialists with JOBS other than 1: side by side, over Dask, stopped and killed."""
-import contextlib
 import os
 import pickle
 import signal
@@ -7,15 +6,13 @@ import subprocess
 import sys
 import time
 
-import joblib
 import kfkd
 import numpy as np
 import pytest
 import stepwise
 import yaml
-from beyond import records
-from test_records import faces  # noqa: F401  (a fixture)
-from theano_today.nets import parallel
+from beyond.runs import compare
+from theano_today.nets import parallel, progress, worker
 
 # A net of a moment.
 NET = yaml.safe_load("""
@@ -40,7 +37,7 @@ def constants(folder):
 
 
 @pytest.fixture
-def work(faces, tmp_path, monkeypatch):  # noqa: F811
+def work(faces, tmp_path, monkeypatch):
     monkeypatch.setenv('OMP_NUM_THREADS', THREADS)
     for name, value in constants(faces).items():
         monkeypatch.setattr(kfkd, name, value)
@@ -54,8 +51,8 @@ build_net = kfkd.build_net
 
 def with_steps(monkeypatch, **kwargs):
     """Let kfkd build nets that write down their steps."""
-    def build():
-        model = build_net()
+    def build(c=None):
+        model = build_net(c)
         model.on_batch_finished = [stepwise.Steps(os.path.abspath('steps'), **kwargs)]
         return model
 
@@ -142,8 +139,8 @@ def test_two_at_a_time_lead_to_the_bits_of_one(work, monkeypatch, capfd):
     for line in 'Training model for columns', 'Best validation RMSE':
         assert printed[0].count(line) == printed[1].count(line) + (line[0] == 'B')
 
-    first, serial, side_by_side = [records.read(str(run)) for run in sorted(work.glob('runs/*'))]
-    constants, circumstances, _ = records.differences({'1': serial, '2': side_by_side})
+    first, serial, side_by_side = [compare.read(str(run)) for run in sorted(work.glob('runs/*'))]
+    constants, circumstances, _ = compare.differences({'1': serial, '2': side_by_side})
     assert list(constants.index) == ['JOBS'] and circumstances.empty
     assert list(serial['nets']) == list(side_by_side['nets']) == ['specialist-1', 'specialist-2']
     for name in serial['nets']:
@@ -159,17 +156,18 @@ import kfkd, stepwise, test_jobs, pytest
 from pathlib import Path
 nose, eyebrows = map(int, sys.argv[2:])
 vars(kfkd).update(test_jobs.constants(Path(sys.argv[1])), JOBS=2)
-test_jobs.with_steps(pytest.MonkeyPatch(), seconds=0.1,
-                     accidents={(2, nose): 'wait', (8, eyebrows): 'wait'})
+test_jobs.with_steps(pytest.MonkeyPatch(), accidents={
+    (2, nose): 'wait_to_be_told', (8, eyebrows): 'wait_to_be_told'})
 sys.exit(kfkd.main(['fit_specialists']))
 '''
 
 
-def run_until(faces, nose, eyebrows, signum):  # noqa: F811
-    """Run kfkd in a process, JOBS = 2, and signal it when the specialists are at these steps."""
+def run_until(faces, nose, eyebrows, signum):
+    """Run kfkd in a process, JOBS = 2, and signal it when the specialists are at these steps.
+
+    They wait there until they are told to stop: it does not matter who is faster.
+    """
     before = len(stepwise.steps('steps'))
-    with contextlib.suppress(FileNotFoundError):
-        os.remove('steps.go')
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
     process = subprocess.Popen(
         [sys.executable, '-c', DRIVER, str(faces), str(nose), str(eyebrows)], env=environment,
@@ -177,9 +175,7 @@ def run_until(faces, nose, eyebrows, signum):  # noqa: F811
     wait_for(lambda: process.poll() is not None or {(2, nose), (8, eyebrows)} <= {
         step[:2] for step in stepwise.steps('steps')})
     process.send_signal(signum)
-    with open('steps.go', 'w'):
-        pass
-    printed = process.communicate(timeout=60)[0]
+    printed = process.communicate(timeout=200)[0]
     return process.returncode, printed, {pid for _, _, pid in stepwise.steps('steps')[before:]}
 
 
@@ -198,7 +194,7 @@ def is_there(pid):
         return False
 
 
-def test_stopped_killed_and_finished_otherwise(work, faces, reference, monkeypatch):  # noqa: F811
+def test_stopped_killed_and_finished_otherwise(work, faces, reference, monkeypatch):
     """Begun one by one, told to stop two by two, killed two by two, finished one by one."""
     checkpoints = ['checkpoint-specialist-1.npz', 'checkpoint-specialist-2.npz']
     previous = signal.getsignal(signal.SIGTERM)
@@ -241,7 +237,7 @@ def test_one_that_fails_is_named_and_the_other_kept(work, reference, monkeypatch
     assert 'What the other specialists have learned is kept' in message
     assert not os.path.exists('net-specialists.pickle')
     run, = work.glob('runs/*')
-    assert list(records.read(str(run))['nets']) == ['specialist-1']
+    assert list(compare.read(str(run))['nets']) == ['specialist-1']
 
     monkeypatch.setattr(kfkd, 'JOBS', 1)
     with_steps(monkeypatch)
@@ -266,27 +262,36 @@ def client(tmp_path_factory):
 
 
 def test_over_dask_with_a_worker_that_is_killed(client, work, reference, monkeypatch, capfd):
-    """The training of the worker is done again by the other; the other's own is not."""
+    """Its training goes on from its checkpoint; the other's goes on as if nothing had been."""
     monkeypatch.setattr(kfkd, 'JOBS', -1)
-    with_steps(monkeypatch, seconds=0.05, accidents={(8, 15): 'kill_parent_once'})
+    monkeypatch.setattr(kfkd, 'CHECKPOINT_MINUTES', 0)
+    with_steps(monkeypatch, accidents={(8, 15): 'die_once', (2, 4): 'wait_for_death'})
     workers = set(client.run(os.getpid).values())
-    with joblib.parallel_config(backend='dask'):
-        kfkd.fit_specialists('net.pickle')
+    kfkd.fit_specialists('net.pickle')
     assert set(client.run(os.getpid).values()) != workers, 'one of them was killed'
     assert nets() == reference
     of_nose = [step for outputs, step, _ in stepwise.steps('steps') if outputs == 2]
     assert of_nose == list(range(1, 31)), 'each step of the other once'
+    of_eyebrows = [step for outputs, step, _ in stepwise.steps('steps') if outputs == 8]
+    assert set(of_eyebrows) == set(range(1, 41)) and len(of_eyebrows) < 55, 'the time since'
     assert len({pid for outputs, _, pid in stepwise.steps('steps') if outputs == 8}) == 2
     assert '(left_eyebrow_inner_end_x ...): # Its worker has died' in capfd.readouterr().out
 
 
 def test_dask_that_gives_a_task_up_is_not_waited_for(client, work, monkeypatch):
-    monkeypatch.setattr(parallel, '_task', lambda ticket, payload: joblib.delayed(int)(
-        stepwise.Unreadable()))
+    submit = parallel._submit
+
+    def give_up(*args):
+        future = submit(*args)
+        future.cancel()
+        return future
+
+    monkeypatch.setattr(parallel, '_submit', give_up)
     training = parallel.Training('net', 'net.npz', lambda: (
         stepwise.net(1, stepwise.Steps('steps')), *stepwise.data(1), {}))
-    with joblib.parallel_config(backend='dask'), pytest.raises(RuntimeError, match='deserializ'):
-        parallel.fit([training], -1)
+    assert parallel.side_by_side([training], -1) == [training]
+    assert isinstance(training.error, parallel.TrainingError)
+    assert 'given it up' in str(training.error)
     assert not list(work.glob('*.partial'))
 
 
@@ -295,14 +300,17 @@ def test_dask_ends_what_nobody_waits_for(client, work):
     training = parallel.Training('long', 'long.npz', lambda: (
         stepwise.net(1, stepwise.Steps(os.path.abspath('steps'), 0.02), 10 ** 6),
         *stepwise.data(1), {}))
-    ticket = dict(number=0, jobs=1, every=300., folder=os.path.join(os.sep, 'nowhere'),
-                  fname='long.npz', checkpoint=None)
-    future = client.submit(parallel._run, ticket, parallel._pack(training))
+    future = parallel._submit(client, training, progress.Table([], [], 1), '/not/there')
     wait_for(lambda: len(stepwise.steps('steps')) > 2)
     pid = stepwise.steps('steps')[0][2]
-    assert is_there(pid)
+    assert busy(client)[pid]
     future.cancel()
-    wait_for(lambda: not is_there(pid))
+    wait_for(lambda: not busy(client)[pid])
+
+
+def busy(client):
+    """Whether each worker trains, by its process."""
+    return dict(client.run(lambda: (os.getpid(), bool(worker._here))).values())
 
 
 # ------------------------------------------------------------------------------------ the constant

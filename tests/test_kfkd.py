@@ -1,7 +1,6 @@
 """The steps of the tutorial one by one, on small files made here."""
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 from collections import OrderedDict
@@ -10,6 +9,7 @@ import kfkd
 import numpy as np
 import pandas as pd
 import pytest
+from beyond.runs import net_files
 from lasagne import layers
 from nolearn.lasagne import NeuralNet
 from sklearn.base import clone
@@ -231,13 +231,13 @@ def test_standardised_batches():
 
 # -------------------------------------------------------------------------------------- handlers
 
-class FakeNet(object):
+class FakeNet:
     """What the handlers touch of a NeuralNet."""
     max_epochs = 10
     verbose = 1
 
     def __init__(self, *handlers):
-        self.on_epoch_finished = list(handlers)
+        self.on_epoch_finished, self.on_training_finished = list(handlers), []
         self.layers_ = {'hidden': self}
         self.values = [np.zeros(2)]
 
@@ -275,8 +275,9 @@ def test_early_stopping_after_patience_and_best_weights_back():
         stopping(nn, history(*losses[:epoch]))
     with pytest.raises(StopIteration):
         stopping(nn, history(*losses))
-    assert (stopping.best_valid, stopping.best_valid_epoch) == (3., 3) and stopping.stopped
-    kfkd.restore_best_weights(nn, history(*losses))
+    assert (stopping.best_valid, stopping.best_valid_epoch) == (3., 3)
+    assert nn.on_training_finished == [stopping.on_training_finished]
+    stopping.on_training_finished(nn, history(*losses))
     np.testing.assert_array_equal(nn.values[-1], [3, 3])
 
 
@@ -284,17 +285,17 @@ def test_second_training_starts_clean():
     stopping = kfkd.EarlyStopping(patience=3)
     nn = FakeNet(stopping)
     stopping(nn, history(1.))
-    kfkd.start_early_stopping(nn, history(1., 2., 3., 4., 5., 6.))
+    stopping.on_training_finished(nn, history(1., 2., 3., 4., 5., 6.))
     stopping(nn, history(1., 2., 3., 4., 5., 6., 7.))  # worse than in the first training
     assert stopping.best_valid == 7. and stopping.best_valid_epoch == 7
 
 
 def test_training_without_validation_does_not_stop():
-    stopping = kfkd.EarlyStopping(patience=100)
+    stopping = kfkd.EarlyStopping(patience=2)
     nn = FakeNet(stopping)
     for epoch in range(1, 5):
         stopping(nn, history(*[np.nan] * epoch))
-    kfkd.restore_best_weights(nn, [])
+    stopping.on_training_finished(nn, [])
     assert len(nn.values) == 1
 
 
@@ -330,7 +331,7 @@ def test_constants_are_read_when_called(monkeypatch):
     monkeypatch.setattr(kfkd, 'LEARNING_RATE', (0.5, 0.25))
     net = clone(kfkd.build_net())
     assert net.max_epochs == 7 and net.batch_iterator_train.batch_size == 16
-    assert kfkd.early_stopping(net).patience == 3
+    assert net.on_epoch_finished[2].patience == 3
     assert net.update_learning_rate.get_value() == 0.5
     assert net.on_epoch_finished[0].stop == 0.25
 
@@ -340,8 +341,9 @@ def small_net(monkeypatch):
     """A net of the deck's handlers and iterators that compiles and trains in a moment."""
     full = kfkd.build_net
 
-    def build_net():
-        settings = {name: getattr(full(), name) for name in (
+    def build_net(c=None):
+        deck = full(c)
+        settings = {name: getattr(deck, name) for name in (
             'update_learning_rate', 'update_momentum', 'batch_iterator_train',
             'batch_iterator_test', 'train_split', 'on_training_finished', 'max_epochs')}
         return NeuralNet(
@@ -350,8 +352,8 @@ def small_net(monkeypatch):
                     ('output', layers.DenseLayer)],
             input_shape=(None, 1, 96, 96), pool_pool_size=(16, 16), hidden_num_units=8,
             output_num_units=30, output_nonlinearity=None, regression=True, verbose=1,
-            on_training_started=full().on_training_started[:-1],  # nolearn's printers are the last
-            on_epoch_finished=full().on_epoch_finished[:-1], **settings)
+            on_training_started=deck.on_training_started[:-1],  # nolearn's printers are the last
+            on_epoch_finished=deck.on_epoch_finished[:-1], **settings)
 
     monkeypatch.setattr(kfkd, 'build_net', build_net)
     monkeypatch.setattr(kfkd, 'MAX_EPOCHS', 3)
@@ -404,9 +406,14 @@ def test_pipeline_from_net_to_submission(files, small_net, monkeypatch, capsys):
 def test_specialist_starts_from_the_first_net(files, small_net, monkeypatch):
     net = kfkd.fit()
     trained = []
-    monkeypatch.setattr(kfkd, 'train', lambda model, X, y, name: trained.append(
-        (model, {k: [v.copy() for v in vs] for k, vs in model.get_all_params_values().items()})))
-    monkeypatch.setattr(kfkd, 'interrupted', lambda model: False)
+    fit = NeuralNet.fit
+
+    def noted(model, X, y):
+        trained.append((model, {name: [value.copy() for value in values]
+                                for name, values in model.get_all_params_values().items()}))
+        return fit(model, X, y)
+
+    monkeypatch.setattr(NeuralNet, 'fit', noted)
     settings = [dict(setting, kwargs=dict(dropout_p=0.25)) for setting in kfkd.SPECIALIST_SETTINGS]
     monkeypatch.setattr(kfkd, 'SPECIALIST_SETTINGS', settings[:2])
     kfkd.fit_specialists('net.pickle')
@@ -427,12 +434,76 @@ def interrupt(nn, train_history):
 def test_ctrl_c_keeps_the_best_weights_and_ends_the_program(files, small_net, monkeypatch, capsys):
     build = kfkd.build_net
     monkeypatch.setattr(kfkd, 'MAX_EPOCHS', 50)
-    monkeypatch.setattr(kfkd, 'build_net', lambda: build().set_params(
-        on_epoch_finished=build().on_epoch_finished + [interrupt]))
+    monkeypatch.setattr(kfkd, 'build_net', lambda c=None: build(c).set_params(
+        on_epoch_finished=build(c).on_epoch_finished + [interrupt]))
     assert kfkd.main([]) == 130
     assert len(kfkd.load_nets('net.pickle').train_history_) == 2
     assert not os.path.exists('net-specialists.pickle')
     assert 'interrupted' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('kept', [
+    [], ['AdjustVariable'], ['EarlyStopping'], ['TimeLeft'], ['AdjustVariable', 'TimeLeft'],
+    ['AdjustVariable', 'EarlyStopping']], ids='-'.join)
+def test_each_handler_stands_alone(files, small_net, monkeypatch, capsys, kept):
+    def build_net(c=None):
+        model = small_net(c)
+        return model.set_params(on_epoch_finished=[
+            handler for handler in model.on_epoch_finished if type(handler).__name__ in kept])
+
+    monkeypatch.setattr(kfkd, 'build_net', build_net)
+    monkeypatch.setattr(kfkd, 'LEARNING_RATE', (0.5, 0.5))  # the best epoch is not the last one
+    assert kfkd.main(['fit']) == 0
+    net = kfkd.load_nets('net.pickle')
+    losses = [info['valid_loss'] for info in net.train_history_]
+    assert len(losses) == 3
+    assert 'Best validation RMSE: {:.3f} pixels, at epoch {}.'.format(
+        48 * np.sqrt(min(losses)), 1 + np.argmin(losses)) in capsys.readouterr().out
+    X, y = kfkd.load2d()
+    _, X_valid, _, y_valid = net.train_split(X, y, net)
+    loss = np.mean((net.predict(X_valid) - y_valid) ** 2)
+    np.testing.assert_allclose(
+        loss, min(losses) if 'EarlyStopping' in kept else losses[-1], rtol=1e-4)
+
+
+def test_early_stopping_gives_the_best_weights_back_at_any_end(files, small_net, monkeypatch):
+    """Without a checkpoint around it, when `fit` has other epochs, and in a second `fit`."""
+    X, y = kfkd.load2d()
+    net = kfkd.build_net().set_params(verbose=0)
+    net.update_learning_rate.set_value(np.float32(0.5))
+    net.on_epoch_finished = [kfkd.EarlyStopping(patience=10)]
+    _, X_valid, _, y_valid = net.train_split(X, y, net)
+    for fits in 1, 2:
+        net.fit(X, y, epochs=4)
+        losses = [info['valid_loss'] for info in net.train_history_[-4:]]
+        np.testing.assert_allclose(
+            np.mean((net.predict(X_valid) - y_valid) ** 2), min(losses), rtol=1e-4)
+        assert net.on_epoch_finished[0].best_valid_epoch == 4 * fits - 3 + np.argmin(losses)
+    assert len(net.on_training_finished) == 1
+
+
+def test_training_without_validation(files, small_net, monkeypatch, capsys):
+    monkeypatch.setattr(kfkd, 'EVAL_SIZE', 0)
+    monkeypatch.setattr(kfkd, 'PATIENCE', 1)
+    assert kfkd.main([]) == 0
+    net = kfkd.load_nets('net.pickle')
+    assert len(net.train_history_) == 3, 'nothing tells that it should stop'
+    printed = capsys.readouterr().out
+    assert 'Training RMSE: {:.3f} pixels, at epoch 3.'.format(
+        48 * np.sqrt(net.train_history_[-1]['train_loss'])) in printed
+    assert 'validation RMSE' not in printed
+    X, y = kfkd.load2d()
+    assert [len(part) for part in net.train_split(X, y, net)] == [8, 0, 8, 0]
+    run, = files[0].glob('runs/*')
+    assert kfkd.main(['compare', str(run), str(run)]) == 0
+
+
+@pytest.mark.parametrize('value', [-0.1, 0.7, 1, 20])
+def test_shares_for_validation_that_are_none(files, small_net, monkeypatch, capsys, value):
+    monkeypatch.setattr(kfkd, 'EVAL_SIZE', value)
+    assert kfkd.main(['fit']) == 1
+    error = capsys.readouterr().err
+    assert 'EVAL_SIZE is the share' in error and repr(value) in error and error.count('\n') == 1
 
 
 def test_pickle_carries_no_compiled_function(files, small_net):
@@ -470,7 +541,7 @@ def constant_nets(files, monkeypatch):
     monkeypatch.setattr(kfkd, 'TRUSTED', (Constant,))
     nets = OrderedDict([(('nose_tip_x', 'nose_tip_y'), Constant(3., 2)),
                         (('left_eye_center_x', 'left_eye_center_y'), Constant(0.5, 2))])
-    kfkd.save(nets, 'nets.pickle')
+    net_files.save(nets, 'nets.pickle')
     return nets
 
 
@@ -510,14 +581,18 @@ def test_score_ignores_nothing_but_gaps(constant_nets, files, monkeypatch, capsy
 
 def test_learning_curves_show_pixels(constant_nets, monkeypatch):
     figures = []
-    monkeypatch.setattr(kfkd, 'show', lambda fig, fname: figures.append(fig))
+    monkeypatch.setattr(kfkd.figures, 'write_figure', lambda fig, fname: figures.append(fig))
     kfkd.plot_learning_curves('nets.pickle')
     axis, = figures[0].axes
     solid = [line for line in axis.lines if line.get_linestyle() == '-' and len(line.get_xdata())]
     dashed = [line for line in axis.lines if line.get_linestyle() == '--' and len(line.get_xdata())]
     assert len(solid) == 3 and len(dashed) == 2  # two specialists and their mean
-    for line in solid:
+    for line in solid[:2]:
         np.testing.assert_allclose(line.get_ydata(), 3., rtol=1e-6)
+    mean, share = solid[2].get_ydata(), solid[2].get_xdata()
+    begun = share > 100 / 3  # after the first of three epochs
+    assert np.isnan(mean[~begun]).all()
+    np.testing.assert_allclose(mean[begun], 3., rtol=1e-6)
     for line in dashed:
         np.testing.assert_allclose(line.get_ydata(), 2., rtol=1e-6)
     assert axis.get_ylim() == (1., 4.) and 'pixels' in axis.get_ylabel()
@@ -539,7 +614,9 @@ def test_manual_and_usage(capsys):
     with pytest.raises(SystemExit) as info:
         kfkd.main(['-h'])
     assert info.value.code == 0
-    assert 'fit_specialists [NET]' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for words in ('fit_specialists', '--fresh', '--config FILE', 'report'):
+        assert words in printed
     for words in (['fly'], ['fit', 'net.pickle'], ['predict', 'a', 'b'], ['--fast']):
         with pytest.raises(SystemExit) as info:
             kfkd.main(words)
@@ -554,26 +631,25 @@ def test_missing_net_is_one_line_and_status_1(files, capsys):
 
 
 def test_without_kaggles_files_faces_are_drawn(tmp_path, monkeypatch, capsys):
-    shutil.copy(os.path.join(kfkd.DATA, 'make_faces.py'), tmp_path)
     monkeypatch.setattr(kfkd, 'DATA', str(tmp_path))
     monkeypatch.setattr(kfkd, 'DRAWN', str(tmp_path / 'faces'))
     monkeypatch.setattr(kfkd, 'DRAWN_ROWS', (40, 10))
     for name, value in (('FTRAIN', 'training.csv'), ('FTEST', 'test.csv'),
                         ('FLOOKUP', 'IdLookupTable.csv')):
         monkeypatch.setattr(kfkd, name, str(tmp_path / value))
-    for name, (deck, _) in kfkd.DRAWN_CONSTANTS.items():
-        monkeypatch.setattr(kfkd, name, deck)
     monkeypatch.setattr(kfkd, 'FTESTLABELS', None)
     monkeypatch.setattr(kfkd, 'MAX_EPOCHS', 5)  # changed by the user: stays
 
     X, y = kfkd.load2d()
     assert 5 <= len(X) <= 25 and y.shape[1] == 30
     assert len(kfkd.load2d(test=True)[0]) == 10
-    assert kfkd.MAX_EPOCHS == 5 and kfkd.STANDARDIZE is True
-    assert os.path.dirname(kfkd.FTESTLABELS) == kfkd.DRAWN
+    constants = kfkd.constants()
+    assert constants.MAX_EPOCHS == 5 and constants.STANDARDIZE is True
+    assert os.path.dirname(constants.FTESTLABELS) == kfkd.DRAWN
+    assert kfkd.FTESTLABELS is None and kfkd.STANDARDIZE is False, 'nobody changes the constants'
     printed = capsys.readouterr().out
     assert printed.count('using drawn faces') == 1 and 'MAX_EPOCHS' not in printed
-    written = set(os.listdir(tmp_path)) - {'__pycache__', 'make_faces.py'}
+    written = set(os.listdir(tmp_path))
     assert written == {'faces'}, 'kept apart from Kaggle\'s'
 
 

@@ -45,8 +45,8 @@ def write(folder):
     vars(kfkd).update(constants(folder))
     build_net = kfkd.build_net
 
-    def build():
-        model = build_net()
+    def build(c=None):
+        model = build_net(c)
         model.on_batch_finished = [stop]
         return model
 

@@ -17,6 +17,7 @@ import killable
 import kfkd
 import numpy as np
 import pytest
+from beyond.runs import net_files
 from theano_today.nets.checkpoint import CheckpointError, read, write
 from theano_today.nets.files import locked
 
@@ -59,7 +60,7 @@ def results(folder):
     found = {}
     for name in ('net.pickle', 'net-specialists.pickle'):
         if (folder / name).exists():
-            for columns, net in kfkd.specialists_from(str(folder / name)).items():
+            for columns, net in net_files.by_columns(kfkd.load_nets(str(folder / name)), name).items():
                 found[name, columns] = (
                     [value.tobytes() for values in net.get_all_params_values().values()
                      for value in values],

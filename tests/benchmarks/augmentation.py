@@ -11,7 +11,6 @@ microseconds, the median of the rounds; "transform" is a whole batch of AffineBa
 included.
 """
 import argparse
-import importlib.util
 import os
 import sys
 import time
@@ -25,10 +24,7 @@ FINE = 8
 
 
 def drawn_faces(n):
-    spec = importlib.util.spec_from_file_location(
-        'make_faces', os.path.join(ROOT, 'data', 'make_faces.py'))
-    make_faces = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_faces)
+    from data import make_faces
     images, labels = make_faces.draw_faces(n)
     return (images[:, None] / np.float32(255), ((labels - 48) / 48).astype(np.float32))
 

@@ -7,7 +7,6 @@ drawn faces and the deck's net.  Memory is the largest sum over the processes of
 pages), looked at twice a second.
 """
 import argparse
-import importlib.util
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import psutil
 from epoch import with_project
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, ROOT)
 
 RUN = '''
 import sys
@@ -32,10 +32,7 @@ kfkd.fit_specialists()
 
 
 def draw(folder, rows):
-    spec = importlib.util.spec_from_file_location(
-        'make_faces', os.path.join(ROOT, 'data', 'make_faces.py'))
-    make_faces = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_faces)
+    from data import make_faces
     make_faces.write_csvs(folder, rows, 10)
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import theano
 import yaml
-from beyond import tensorboard
+from beyond.runs import tensorboard
 from beyond.monitors import ActivationMonitor, GradientMonitor, UpdateMonitor
-from beyond.tensorboard import TensorBoard, draw_filters
+from beyond.runs.tensorboard import TensorBoard, draw_filters
 from lasagne import layers
 from lasagne.nonlinearities import softmax
 from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit

@@ -153,7 +153,7 @@ def test_flip_indices_of_each_specialist(setting):
 
 
 def test_flip_indices_of_all_columns():
-    from test_make_faces import make_faces
+    from data import make_faces
     assert set(flip_indices_of(make_faces.COLUMNS)) == set(FACE_FLIP_INDICES)
     with pytest.raises(ValueError, match='left_eye_center_y'):
         flip_indices_of(['left_eye_center_x', 'right_eye_center_x', 'right_eye_center_y'])

@@ -23,7 +23,7 @@ import theano
 from theano_today.nets.checkpoint import STARTED
 from theano_today.nets.files import FileError
 
-from .monitors import Monitor, layers_with_weights
+from ..monitors import Monitor, layers_with_weights
 
 # What each monitor's samples of an epoch are summed up by: (column of the history, number).
 MONITORED = (('updates', 'ratio'), ('gradients', 'norm'), ('activations', 'std'),
@@ -32,7 +32,7 @@ HANDLERS = 'on_training_started', 'on_epoch_finished', 'on_training_finished'
 PIXELS = 12             # that a weight of a filter is drawn with
 
 
-class TensorBoard(object):
+class TensorBoard:
     """Handler that writes the training of a net as event files.
 
     Parameters

@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from beyond import page, records
+from beyond import page
+from beyond.runs import compare, net_files, record
+from data import make_faces
 from PIL import Image
 from sklearn.utils import shuffle
 
@@ -90,7 +92,6 @@ class Page(HTMLParser):
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     """The record of a run of all steps, in a folder with its data; kfkd's constants set for it."""
-    from test_make_faces import make_faces
     folder = tmp_path_factory.mktemp('report')
     make_faces.write_csvs(str(folder / 'faces'), 120, 8)
     with pytest.MonkeyPatch.context() as patch:
@@ -156,8 +157,9 @@ def rmse(differences):
 
 def nets(run):
     """Nets of a record by name, with their columns."""
-    first, = kfkd.specialists_from(str(run / 'net.pickle')).items()
-    specialists = kfkd.specialists_from(str(run / 'net-specialists.pickle')).items()
+    first, specialists = (net_files.by_columns(kfkd.load_nets(str(run / name)), name).items()
+                          for name in ('net.pickle', 'net-specialists.pickle'))
+    first, = first
     return dict([('First net', first)] + [
         ('Specialist {}'.format(number), pair) for number, pair in enumerate(specialists, 1)])
 
@@ -244,7 +246,7 @@ def test_counts_of_the_data(run, made):
     for name in kfkd.COLUMNS[::2]:
         both = table[[name, name[:-1] + 'y']].notna().all(axis=1).sum()
         assert rows[name[:-2].replace('_', ' ')][0] == str(both)
-    assert rows['training.csv'] == ['120', records.sha256(kfkd.FTRAIN)]
+    assert rows['training.csv'] == ['120', record.sha256(kfkd.FTRAIN)]
     text = made.section('data').text()
     assert '{} of 120 faces have all 15 keypoints'.format(len(table.dropna())) in text
 
@@ -329,7 +331,7 @@ def test_nets_and_layers(run, made):
                             '85']
     assert rows['hidden'] == ['Dense, rectify', '10', '7,210'] and rows['output'][2] == '330'
     assert rows['in all'][-1] == '7,625'
-    content = records.read(str(run))
+    content = compare.read(str(run))
     train, valid = (len(part[2]) for part in split(kfkd.COLUMNS))
     assert rows['First net15 keypoints'][:5] == [
         str(train), str(valid), '{best_epoch} of {epochs}'.format(**content['nets']['net']),
@@ -339,7 +341,7 @@ def test_nets_and_layers(run, made):
 
 
 def test_curves_and_what_they_say(run, made):
-    content = records.read(str(run))
+    content = compare.read(str(run))
     section = made.section('curves')
     text = section.text()
     assert len(list(section.all('img'))) == 7
@@ -374,7 +376,7 @@ def test_submission(run, made):
     assert rows['File'] == written.name and rows['Rows'] == str(len(places))
     assert rows['Smallest, median, largest location'] == '{:.2f}, {:.2f}, {:.2f} px'.format(
         places.min(), places.median(), places.max())
-    result = records.read(str(run))['results']['test_rmse']
+    result = compare.read(str(run))['results']['test_rmse']
     assert rows['RMSE on the test faces'] == '{:.2f} px'.format(result)
     assert '{:.2f} px'.format(result) in next(made.root.all('dl')).text()
 
@@ -398,8 +400,8 @@ def test_a_run_of_the_specialists_that_is_stopped(run, work, monkeypatch):
             raise KeyboardInterrupt
 
     build_net = kfkd.build_net
-    monkeypatch.setattr(kfkd, 'build_net', lambda: build_net().set_params(
-        on_epoch_finished=build_net().on_epoch_finished + [stop]))
+    monkeypatch.setattr(kfkd, 'build_net', lambda c=None: build_net(c).set_params(
+        on_epoch_finished=build_net(c).on_epoch_finished + [stop]))
     assert kfkd.main(['fit_specialists', str(run / 'net.pickle')]) == 130
     stopped, = (work / 'runs').iterdir()
     made = report(stopped)

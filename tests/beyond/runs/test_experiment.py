@@ -3,7 +3,6 @@ import io
 import os
 import subprocess
 import sys
-import types
 
 import theano_today  # noqa: F401  (before theano)
 
@@ -15,8 +14,8 @@ from lasagne.nonlinearities import tanh
 from lasagne.updates import adam
 from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
 
-from beyond import config  # noqa: E402
-from beyond.augmentation import AffineBatchIterator  # noqa: E402
+from beyond.augmentation import AffineBatchIterator, AffineFaceBatchIterator
+from beyond.runs import experiment
 
 
 def small_net():
@@ -34,22 +33,22 @@ def small_net():
 
 def text(**parts):
     f = io.StringIO()
-    config.write(f, **parts)
+    experiment.write(f, **parts)
     return f.getvalue()
 
 
 def read(tmp_path, content):
     path = tmp_path / 'experiment.yaml'
     path.write_text(content)
-    return config.read(str(path))
+    return experiment.read(str(path))
 
 
 def test_a_net_comes_back_the_same(tmp_path):
     net = small_net()
-    written = text(net=config.describe_net(net))
+    written = text(net=experiment.describe_net(net))
     assert '- {name: hidden, type: DenseLayer, num_units: 7, nonlinearity: tanh}' in written
-    again = NeuralNet(**config.net_settings(read(tmp_path, written)['net']))
-    assert text(net=config.describe_net(again)) == written
+    again = NeuralNet(**experiment.net_settings(read(tmp_path, written)['net']))
+    assert text(net=experiment.describe_net(again)) == written
 
     for one in net, again:
         one.initialize_layers()
@@ -69,24 +68,23 @@ def test_a_net_comes_back_the_same(tmp_path):
 def test_what_cannot_be_written_is_said():
     net = small_net()
     net.batch_iterator_train = kfkd.FlipBatchIterator(128)
-    with pytest.raises(config.ConfigError, match='batch_iterator_train: .*no name'):
-        config.describe_net(net)
+    with pytest.raises(experiment.ConfigError, match='batch_iterator_train: .*no name'):
+        experiment.describe_net(net)
 
 
 def test_constants():
-    module = types.ModuleType('experiment')
-    module.EPOCHS, module.RATE, module.PAIR, module.FREE, module.FLAG = 3, .1, (1., 2.), None, False
-    config.set_constants(module, dict(EPOCHS=4, PAIR=[3, 4], FREE='faces', FLAG=True))
-    assert (module.EPOCHS, module.PAIR, module.FREE, module.FLAG) == (4, (3, 4), 'faces', True)
-    assert config.describe_constants(module)['PAIR'] == [3, 4]
+    defaults = dict(EPOCHS=3, RATE=.1, PAIR=(1., 2.), FREE=None, FLAG=False)
+    assert experiment.checked_constants(
+        dict(EPOCHS=4, PAIR=[3, 4], FREE='faces', FLAG=True), defaults) == dict(
+            EPOCHS=4, PAIR=(3, 4), FREE='faces', FLAG=True)
+    assert experiment.describe_constants(defaults)['PAIR'] == [1, 2]
     for name, value, words in [
             ('EPOCH', 4, "'EPOCH' is not known. Did you mean EPOCHS"), ('EPOCHS', 'x', 'a number'),
             ('RATE', '1e-4', 'write 1.0e-4'), ('PAIR', [1], '2 values'),
             ('FLAG', 1, 'true or false'), ('EPOCHS', True, 'a number'),
             ('PAIR', [1, 'x'], 'a number')]:
-        with pytest.raises(config.ConfigError, match=words):
-            config.set_constants(module, dict({'RATE': 9.}, **{name: value}))
-        assert module.RATE == .1  # all or nothing
+        with pytest.raises(experiment.ConfigError, match=words):
+            experiment.checked_constants({'RATE': 9., **{name: value}}, defaults)
 
 
 @pytest.mark.parametrize('content, words', [
@@ -97,7 +95,7 @@ def test_constants():
     ('net: !!python/object/apply:os.system ["echo"]', 'is no YAML'),
 ])
 def test_files_that_are_something_else(tmp_path, content, words):
-    with pytest.raises(config.ConfigError, match=words) as raised:
+    with pytest.raises(experiment.ConfigError, match=words) as raised:
         read(tmp_path, content)
     assert 'experiment.yaml' in str(raised.value)
 
@@ -119,8 +117,8 @@ def test_files_that_are_something_else(tmp_path, content, words):
 ])
 def test_nets_that_are_wrong(tmp_path, net, words):
     described = read(tmp_path, 'net: ' + net)['net']
-    with pytest.raises(config.ConfigError, match=words):
-        config.net_settings(described)
+    with pytest.raises(experiment.ConfigError, match=words):
+        experiment.net_settings(described)
 
 
 SMALL = """
@@ -136,11 +134,9 @@ net:
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    from test_make_faces import make_faces
-    folder = tmp_path_factory.mktemp('faces')
-    make_faces.write_csvs(str(folder), 120, 8)
-    (folder / 'experiment.yaml').write_text(SMALL.format(folder))
+def folder(faces, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('experiment')
+    (folder / 'experiment.yaml').write_text(SMALL.format(faces))
     return folder
 
 
@@ -157,7 +153,7 @@ def test_kfkd_runs_an_experiment(folder):
     assert '47718 learnable parameters' in done.stdout  # 3x25+3 + 3x23x23x30+30
     net = kfkd.load_nets(str(folder / 'net.pickle'))
     assert len(net.train_history_) == 2 and net.objective_l2 == 1e-4
-    assert isinstance(net.batch_iterator_train, kfkd.AffineFaceBatchIterator)
+    assert isinstance(net.batch_iterator_train, AffineFaceBatchIterator)
     assert net.batch_iterator_train.scale == (1 / 1.12, 1.12)
     for name in 'activations', 'gradients', 'updates':
         assert len(net.train_history_[0][name]) == 1
@@ -182,14 +178,16 @@ def test_kfkd_without_the_packages_of_part_2(folder):
 
 
 def test_kfkds_own_constants_come_back(folder, monkeypatch):
-    """`python -m beyond.config` writes what kfkd reads: the deck's net and its constants."""
+    """`python kfkd.py config` writes what kfkd reads: the deck's net and its constants."""
     monkeypatch.chdir(folder)
-    assert config.main(['deck.yaml']) == 0
+    assert kfkd.main(['config', 'deck.yaml']) == 0
     assert len((folder / 'deck.yaml').read_text().splitlines()) < 50
-    experiment = config.read('deck.yaml')
-    assert experiment['constants']['LEARNING_RATE'] == list(kfkd.LEARNING_RATE)
-    config.set_constants(types.ModuleType('other'), {})
-    model = config.changed(kfkd.build_net(), experiment['net'])
+    written = experiment.read('deck.yaml')
+    assert written['constants']['LEARNING_RATE'] == list(kfkd.LEARNING_RATE)
+    assert not {'FTRAIN', 'DATA', 'DRAWN'} & set(written['constants']), 'paths of this machine'
+    constants = experiment.constants('deck.yaml', vars(kfkd))
+    assert all(getattr(kfkd, name) == value for name, value in constants.items() if name != 'NET')
+    model = experiment.changed(kfkd.build_net(), written['net'])
     model.initialize_layers()
     assert sum(param.get_value().size for param in model.get_all_params()) == 16561502
     before = kfkd.build_net()

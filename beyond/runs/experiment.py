@@ -1,6 +1,6 @@
 """Slide "Tips from Deep Learning Packages": a net and its constants as a short YAML file.
 
-    python -m beyond.config experiment.yaml           write kfkd.py's constants and net
+    python kfkd.py config experiment.yaml             write kfkd.py's constants and net
     python kfkd.py --config experiment.yaml fit       run them again, edited or not
 
 A file has two parts, either of which may be missing; in each, what is missing stays as it is::
@@ -22,7 +22,7 @@ is run, and a key or name that is not known is an error.
 import difflib
 import inspect
 import io
-import sys
+import os
 
 import numpy as np
 import theano
@@ -30,9 +30,9 @@ import yaml
 from lasagne import init, layers, nonlinearities, objectives, updates
 from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
 
-from theano_today.nets.files import FileError
+from theano_today.nets.files import FileError, replacing
 
-from .augmentation import AffineBatchIterator, squared_error_of_known
+from ..augmentation import AffineBatchIterator, squared_error_of_known
 
 
 class ConfigError(FileError):
@@ -63,7 +63,7 @@ NAMED = {'update': UPDATES, 'objective_loss_function': LOSSES, 'batch_iterator_t
          'batch_iterator_test': ITERATORS, 'train_split': SPLITS}
 PLAIN = 'regression', 'max_epochs', 'use_label_encoder', 'check_input', 'verbose'
 OBJECTIVE = 'objective_l1', 'objective_l2'
-# What kfkd.py makes of its constants: a file sets those instead.
+# What a program makes of its constants: a file sets those instead.
 DECIDED_BY_CONSTANTS = ('batch_iterator_train', 'batch_iterator_test', 'train_split', 'max_epochs',
                         'verbose', 'update_learning_rate', 'update_momentum')
 
@@ -112,24 +112,55 @@ def read(fname):
             for name in ('constants', 'net')}
 
 
-def set_constants(module, constants, fname='constants'):
-    """Set constants of a module such as kfkd, whose names are in capitals.
+def constants(fname, namespace):
+    """Read an experiment as constants of a program: those of the file, and NET for its net.
 
-    A value must be of the kind of the one it replaces: a number, true or false, text, a list as
-    long as the tuple.  What replaces None may be anything.
+    Parameters
+    ----------
+    fname : str or None
+        The file; None: no constants.
+    namespace : dict
+        That of the program.  What they replace are its names in capitals.
+
+    Returns
+    -------
+    dict
 
     Raises
     ------
     ConfigError
-        Before any constant is set.
     """
-    names = [name for name in vars(module) if name.isupper() and not name.startswith('_')]
-    new = {}
-    for name, value in constants.items():
-        place = '{}: {}'.format(fname, name)
-        _known(name, names, fname)
-        new[name] = _like(getattr(module, name), value, place)
-    vars(module).update(new)
+    if fname is None:
+        return {}
+    described = read(fname)
+    defaults = {name: value for name, value in namespace.items() if name.isupper()}
+    found = checked_constants(described['constants'], defaults, fname)
+    net_settings(described['net'], fname)  # to name the file in what is wrong
+    return dict(found, NET=described['net'])
+
+
+def checked_constants(described, defaults, fname='constants'):
+    """Return the `constants` part of a file as a program has them, tuples for lists.
+
+    A value must be of the kind of the one it replaces: a number, true or false, text, a list as
+    long as the tuple.  What replaces None may be anything.
+
+    Parameters
+    ----------
+    described : dict
+        As they stand in the file.
+    defaults : dict
+        What they replace: all constants of the program, by name.
+    fname : str
+        Where they are from, for messages.
+
+    Raises
+    ------
+    ConfigError
+        Before anything is set: all or nothing.
+    """
+    return {name: _like(defaults[_known(name, defaults, fname)], value, f'{fname}: {name}')
+            for name, value in described.items()}
 
 
 def net_settings(described, fname='net'):
@@ -166,6 +197,8 @@ def changed(net, described, fname='net'):
 
     Layers in the file take the place of all of the net's layers and their settings.
     """
+    if not described:
+        return net
     settings = net_settings(described, fname)
     params = dict(net.get_params(deep=False))
     if 'layers' in settings:
@@ -312,13 +345,23 @@ _Dumper.add_representer(_Line, lambda dumper, line: dumper.represent_mapping(
     'tag:yaml.org,2002:map', line.items(), flow_style=True))
 
 
-def describe_constants(module, leave_out=()):
-    """Return the constants of a module that a file can hold, tuples as lists."""
+def describe_constants(constants, leave_out=()):
+    """Return those constants, of a dictionary, that a file can hold, tuples as lists."""
     return {name: list(value) if isinstance(value, tuple) else value
-            for name, value in vars(module).items()
-            if name.isupper() and not name.startswith('_') and name not in leave_out
+            for name, value in constants.items() if name not in leave_out
             and (value is None or isinstance(value, (bool, int, float, str)) or isinstance(
                 value, tuple) and value and all(isinstance(part, (int, float)) for part in value))}
+
+
+def described(constants, program):
+    """Return the constants that a record has of a program: all but paths in its folder."""
+    return describe_constants(constants, paths_in(os.path.dirname(program), constants))
+
+
+def paths_in(folder, constants):
+    """Names of the constants that are paths in a folder of this machine: not for other machines."""
+    return [name for name, value in constants.items()
+            if isinstance(value, str) and value.startswith(os.path.abspath(folder))]
 
 
 def describe_net(net, leave_out=()):
@@ -415,21 +458,11 @@ def text(constants=None, net=None):
     return f.getvalue()
 
 
-def main(argv):
-    """Write kfkd.py's constants and net to the file named on the command line."""
-    if len(argv) != 1 or argv[0].startswith('-'):
-        print(__doc__)
-        return 0 if argv in (['-h'], ['--help']) else 2
-    import kfkd
-    paths = [name for name, value in vars(kfkd).items()
-             if isinstance(value, str) and value.startswith(kfkd.DATA)]  # of this machine
-    content = text(describe_constants(kfkd, paths),
-                   describe_net(kfkd.build_net(), DECIDED_BY_CONSTANTS))
-    with kfkd.replacing(argv[0]) as f:
+def write_program(fname, constants, net):
+    """Write the constants and the net of a program to a file that `constants` reads."""
+    values = vars(constants)
+    content = text(describe_constants(values, paths_in(constants.DATA, values)),
+                   describe_net(net, DECIDED_BY_CONSTANTS))
+    with replacing(fname) as f:
         f.write(content.encode())
-    print('Wrote {}.'.format(argv[0]))
-    return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    print(f'Wrote {fname}.')

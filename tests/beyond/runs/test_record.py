@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from beyond import config, records
+from beyond.runs import compare, experiment, record
 
 # A net of a moment.
 NET = """
@@ -18,14 +18,6 @@ layers:
 - {name: hidden, type: DenseLayer, num_units: 10}
 - {name: output, type: DenseLayer, num_units: 30, nonlinearity: null}
 """
-
-
-@pytest.fixture(scope='module')
-def faces(tmp_path_factory):
-    from test_make_faces import make_faces
-    folder = tmp_path_factory.mktemp('faces')
-    make_faces.write_csvs(str(folder), 120, 8)
-    return folder
 
 
 @pytest.fixture
@@ -88,8 +80,8 @@ def test_compare_names_what_differs_and_nothing_else(work, monkeypatch, capsys):
     capsys.readouterr()
     assert kfkd.main(['compare', str(one), str(other)]) == 0
     printed = capsys.readouterr().out
-    constants, circumstances, results = records.differences(
-        {name: records.read(str(name)) for name in (one, other)})
+    constants, circumstances, results = compare.differences(
+        {name: compare.read(str(name)) for name in (one, other)})
     assert list(constants.index) == ['LEARNING_RATE'] and circumstances.empty
     assert list(constants.loc['LEARNING_RATE']) == [[0.03, 0.0001], [0.01, 0.001]]
     assert 'LEARNING_RATE' in printed and 'MOMENTUM' not in printed
@@ -108,8 +100,8 @@ def test_a_record_runs_again_to_the_same_bits(work, monkeypatch):
     assert kfkd.main(['--config', str(run / 'experiment.yaml'), 'fit']) == 0
     for a, b in zip(before, weights('net.pickle')):
         np.testing.assert_array_equal(a, b)
-    constants, circumstances, results = records.differences(
-        {str(name): records.read(str(name)) for name in runs(work)})
+    constants, circumstances, results = compare.differences(
+        {str(name): compare.read(str(name)) for name in runs(work)})
     assert constants.empty and circumstances.empty
     assert len(set(results.loc['net: validation RMSE'])) == 1
 
@@ -121,12 +113,12 @@ def stop(nn, train_history):
 
 def test_a_run_that_is_stopped_says_so(work, monkeypatch):
     build_net = kfkd.build_net
-    monkeypatch.setattr(kfkd, 'build_net', lambda: build_net().set_params(
-        on_epoch_finished=build_net().on_epoch_finished + [stop], max_epochs=5))
+    monkeypatch.setattr(kfkd, 'build_net', lambda c=None: build_net(c).set_params(
+        on_epoch_finished=build_net(c).on_epoch_finished + [stop], max_epochs=5))
     monkeypatch.setattr(kfkd, 'TRUSTED', (stop,))
     assert kfkd.main(['fit']) == 130
     run, = runs(work)
-    content = records.read(str(run))
+    content = compare.read(str(run))
     assert content['state'] == 'stopped' and content['nets']['net']['epochs'] == 2
 
 
@@ -161,12 +153,12 @@ def test_damaged_records(work, capsys, damage, message):
 
 
 def test_the_folder_of_a_run_is_its_own(work, monkeypatch):
-    class Clock(records.datetime):
+    class Clock(record.datetime):
         @classmethod
         def now(cls):
             return cls(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr(records, 'datetime', Clock)
+    monkeypatch.setattr(record, 'datetime', Clock)
     assert kfkd.main(['fit']) == 0 and kfkd.main(['fit']) == 0
     assert [run.name for run in runs(work)] == ['2026-01-02-030405-fit', '2026-01-02-030405-fit-2']
 
@@ -179,7 +171,5 @@ def test_runs_that_cannot_be_kept_are_told_before_the_training(work, capsys):
 
 
 def test_constants_without_values_are_left_out():
-    class Module:
-        A, B, C = (), (1, 2.5), None
-
-    assert config.describe_constants(Module) == {'B': [1, 2.5], 'C': None}
+    constants = dict(A=(), B=(1, 2.5), C=None)
+    assert experiment.describe_constants(constants) == {'B': [1, 2.5], 'C': None}

@@ -1,16 +1,10 @@
 """The embedded data set: reproducible, in Kaggle's format, with Kaggle's statistics, labels exact."""
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from data import make_faces
 from scipy.ndimage import center_of_mass
-
-_path = Path(__file__).resolve().parents[1] / 'data' / 'make_faces.py'
-_spec = importlib.util.spec_from_file_location('make_faces', _path)
-make_faces = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(make_faces)
 
 N_TRAIN, N_TEST = 72, 24
 

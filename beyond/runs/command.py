@@ -1,0 +1,121 @@
+"""The command line of a program: its steps, and how it ends."""
+import argparse
+import contextlib
+import io
+import os
+import signal
+import sys
+
+from matplotlib import pyplot
+
+from data import tables
+from theano_today.nets.checkpoint import stopping_on_signals
+from theano_today.nets.files import FileError
+
+from .. import report as pages
+from .experiment import described
+from .net_files import by_columns
+
+
+def parse(argv, doc, everything, steps):
+    """Parse the command line of a program.
+
+    Parameters
+    ----------
+    argv : list of str or None
+        Its words; those of this process where it is None.
+    doc : str
+        What the program is, for ``-h``.
+    everything : callable
+        What is done when no step is named.
+    steps : dict of str to (function, metavar, default, help)
+        `metavar` is '' for a step that takes nothing, and ends with ... for one that takes several
+        words; with a default, the word may be missing.
+
+    Returns
+    -------
+    argparse.Namespace
+        step, its function and the arguments to call it with; config, fresh.
+    """
+    parser = argparse.ArgumentParser(
+        prog='python kfkd.py', description=doc,
+        usage='python kfkd.py [-h] [--config FILE] [--fresh] [STEP ...]',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='Without a step: the first four, one after the other.')
+    parser.add_argument('--config', metavar='FILE',
+                        help='take constants and net from a YAML file, as a record of a run has it')
+    parser.add_argument('--fresh', action='store_true',
+                        help='forget the checkpoint of a training that was stopped, start anew')
+    parser.set_defaults(function=everything)
+    subparsers = parser.add_subparsers(dest='step', title='steps', metavar='STEP')
+    for name, (function, metavar, default, help_) in steps.items():
+        step = subparsers.add_parser(name, help=help_, description=help_)
+        step.set_defaults(function=function)
+        if metavar:
+            several = metavar.endswith('...')
+            step.add_argument('arguments', metavar=metavar.rstrip('.'), default=default,
+                              nargs='+' if several else None if default is None else '?')
+        if name.startswith('fit'):
+            step.add_argument('--fresh', action='store_true', default=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    arguments = getattr(args, 'arguments', [])
+    args.arguments = arguments if isinstance(arguments, list) else [arguments]
+    return args
+
+
+@contextlib.contextmanager
+def exit_status(program):
+    """Context of all that a program does: what it cannot go on with becomes one line.
+
+    Yields
+    ------
+    callable
+        Returns the exit status when the block is done.
+    """
+    status = 0
+    try:
+        with stopping_on_signals():
+            yield lambda: status
+    except (FileError, MemoryError, OSError) as error:
+        message = ' '.join(str(error).split()) or 'there is not enough memory'
+        if len(message) > 1000:
+            message = message[:500] + ' ... ' + message[-500:]
+        # Names in files may hold anything, such as codes that redraw the terminal.
+        message = ''.join(c if c.isprintable() else '?' for c in message)
+        print(f'{program}: {message}', file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt as error:
+        print(f'{program}: interrupted', file=sys.stderr)
+        status = 128 + getattr(error, 'signum', signal.SIGINT)
+    else:
+        if pyplot.get_fignums():  # windows are open: keep them until they are closed
+            pyplot.show()
+
+
+def report(run, load_nets, load2d, constants):
+    """Write the page of a run.
+
+    Parameters
+    ----------
+    run : str
+        The record of the run.
+    load_nets, load2d : callable
+        Those of the program.
+    constants : object
+        Its constants, as attributes.
+    """
+    def load(fname, columns):
+        with contextlib.redirect_stdout(io.StringIO()):
+            return load2d(cols=columns, fname=fname)
+
+    pages.write_report(
+        run, constants.FREPORT, lambda fname: by_columns(load_nets(fname), fname), tables.read_faces,
+        load, [constants.FTRAIN, os.path.join(constants.DRAWN, 'training.csv')],
+        dict(described(vars(constants), os.path.join(constants.DATA, '..', 'kfkd.py')),
+             **constants.DECK))
+
+
+def patterns(constants):
+    """Patterns of the files that a program writes: its constants F..., which are names of files."""
+    return [value.format(time='*', name='*') for name, value in constants.items()
+            if name.startswith('F') and name.isupper() and isinstance(value, str)]

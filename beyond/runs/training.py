@@ -1,0 +1,160 @@
+"""A training that can be stopped at any moment, goes on later, and says what has come of it.
+
+    training = Training('net', columns, constants)
+    with training.checkpointed(net, X, y):
+        net.fit(X, y)
+    save(net, 'net.pickle')         # also a net that was stopped: the best weights so far
+    training.raise_if_stopped()
+"""
+import contextlib
+import os
+
+import numpy as np
+
+from data import tables
+from theano_today.nets import parallel
+from theano_today.nets.checkpoint import Checkpoint, Diverged, Stopped, digest
+from theano_today.nets.files import FileError
+from theano_today.nets.progress import TimeLeft
+
+from .record import note_net
+from .tensorboard import TensorBoard
+
+SCALE, UNIT = 48, 'pixels'      # of a distance of 1 between labels
+
+# The constants that must be the same for a training to go on from its checkpoint.
+MUST_STAY = ('AUGMENT', 'BATCH_SIZE', 'EVAL_SIZE', 'LEARNING_RATE', 'MOMENTUM', 'NET', 'PATIENCE',
+             'SEED', 'STANDARDIZE')
+
+
+class Training(parallel.Training):
+    """The training of a net that finds points in faces.
+
+    Parameters
+    ----------
+    name : str
+        'net', 'specialist-1', ...
+    columns : sequence of str
+        What the net predicts.
+    constants : object
+        Those of the program, as attributes: FTRAIN, FCHECKPOINT, TENSORBOARD, MUST_STAY's, ...
+    prepare : callable, optional
+        Returns (net, X, y), where another process may do the training.
+    pretrained : NeuralNet, optional
+        The net takes its weights over.
+    """
+
+    stopped = None      # what has stopped it
+
+    def __init__(self, name, columns, constants, prepare=None, pretrained=None):
+        self.name, self.columns, self.constants = name, tuple(columns), constants
+        title = '{} ({}{})'.format(
+            name.replace('-', ' '), columns[0], ' ...' if len(columns) > 1 else '')
+        super().__init__(
+            title, constants.FCHECKPOINT.format(name=name), lambda: self._with_settings(*prepare()),
+            60 * constants.CHECKPOINT_MINUTES, pretrained,
+            _tensorboard(constants.TENSORBOARD, name).attached)
+
+    def _with_settings(self, net, X, y):
+        return net, X, y, self.settings(X, y)
+
+    def settings(self, X, y):
+        """What the training can only go on with when it has not changed."""
+        fname = os.path.basename(self.constants.FTRAIN)
+        names = MUST_STAY + ('MAX_EPOCHS' if self.name == 'net' else 'SPECIALIST_SAMPLES',)
+        return {**{name: getattr(self.constants, name) for name in names},
+                f'the faces in {fname}': digest(X), f'the labels in {fname}': digest(y)}
+
+    @contextlib.contextmanager
+    def checkpointed(self, net, X, y):
+        """Context in which a net is fitted, going on from its checkpoint if there is one.
+
+        Prints the best error, and tells the record of this run.  A signal, Ctrl-C or a loss that is
+        no number ends the block, not the program: the net then has its best weights, and
+        `raise_if_stopped` says what it was.
+
+        Raises
+        ------
+        CheckpointError, FileError
+            As `Checkpoint` does, or what has stopped the training in another process.
+        KeyboardInterrupt, FileError
+            If the training was stopped, or diverged, within its first epoch: there is nothing to
+            keep.
+        """
+        if self.error is not None:
+            raise self._elsewhere(net)
+        try:
+            with Checkpoint(self.fname, net, self.settings(X, y), self.every) as checkpoint, \
+                    self.around(net):
+                yield
+            if checkpoint.signum:
+                self.stopped = Stopped(checkpoint.signum)
+            elif not checkpoint.finished:  # nolearn takes Ctrl-C for a normal end
+                self.stopped = KeyboardInterrupt()
+        except Diverged as error:
+            self.stopped = FileError(f'{error}. {self.why_diverged(net)}')
+        if not net.train_history_:
+            self.raise_if_stopped()
+        if self.stopped is not None:
+            for handler in net.on_epoch_finished:  # nolearn calls no handler then
+                if hasattr(handler, 'on_training_finished'):
+                    handler.on_training_finished(net, net.train_history_)
+        print(best_error(net.train_history_))
+        note_net(self.name, net, self.columns, SCALE)
+
+    def raise_if_stopped(self):
+        """Raise what has stopped the training, if it has not come to its end."""
+        if self.stopped is not None:
+            raise self.stopped
+
+    def _elsewhere(self, net):
+        """What has stopped the training in another process, to be raised."""
+        error = self.error
+        for name, value in getattr(error, 'shared', {}).items():  # of that moment
+            getattr(net, name).set_value(value)
+        if isinstance(error, Diverged):
+            error = FileError(f'{error}. {self.why_diverged(net)}')
+        if isinstance(error, (FileError, MemoryError, OSError)):
+            error = FileError('{}: {} What the other specialists have learned is kept: the same '
+                              'command goes on from there.'.format(
+                                  self.title, (str(error) or repr(error)).rstrip('.') + '.'))
+        return error
+
+    def why_diverged(self, net):
+        """Name what has most likely made the loss NaN or infinite: a row, or LEARNING_RATE."""
+        cell = tables.farthest_cell(self.constants.FTRAIN)
+        if cell:
+            return f'Most likely the cause is {cell}. Mend or remove that row.'
+        return ('Most likely the learning rate, now {:g}, is too high: lower LEARNING_RATE, {}.'
+                .format(float(net.update_learning_rate.get_value()), self.constants.LEARNING_RATE))
+
+
+def best_error(history):
+    """Say the best validation error of a history; where there is none, the last training error."""
+    validated = [row for row in history if np.isfinite(row['valid_loss'])]
+    best = min(validated or history[-1:], key=lambda row: row['valid_loss'])
+    kind, loss = ('Best validation', 'valid_loss') if validated else ('Training', 'train_loss')
+    return '{} RMSE: {:.3f} {}, at epoch {}.'.format(
+        kind, SCALE * np.sqrt(best[loss]), UNIT, best['epoch'])
+
+
+def check_jobs(jobs):
+    """Raise FileError for a value of JOBS that is no number of processes."""
+    if not isinstance(jobs, (int, np.integer)) or isinstance(jobs, bool) or jobs == 0:
+        raise FileError('JOBS is how many specialists are trained at a time, or -1 for as many as '
+                        f'there are cores, not {jobs!r}.')
+
+
+def count(net, number, trainings):
+    """Let what a net says of the time left be that of training `number` of several."""
+    for handler in net.on_epoch_finished:
+        if isinstance(handler, TimeLeft):
+            handler.stage, handler.stages = number, trainings
+
+
+def _tensorboard(folder, name):
+    """The handler that writes the training of a net to a folder; None: nothing."""
+    try:
+        return TensorBoard(folder and os.path.join(folder, name), SCALE)
+    except ImportError as error:
+        raise FileError(f'TENSORBOARD = {folder!r}: {error}.') from error
