@@ -336,7 +336,7 @@ def _opencv():
     try:
         import cv2
     except ImportError:
-        raise ImportError('augmentation needs OpenCV: pip install -r requirements-beyond.txt')
+        raise ImportError('augmentation needs OpenCV: pip install -r requirements.txt')
     return cv2
 
 

@@ -13,7 +13,7 @@ ROOT = os.path.dirname(HERE)
 
 has_torch = importlib.util.find_spec('torch') is not None
 needs_torch = pytest.mark.skipif(
-    not has_torch, reason='PyTorch is not installed: pip install -r tests/requirements-cuda.txt')
+    not has_torch, reason='PyTorch is not installed: pip install -r requirements/tests-cuda.txt')
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec('triton') is None,
     reason='Triton is not installed: pip install triton')
@@ -69,7 +69,7 @@ def error_of(code, flags='device=cuda', **environment):
 
 def test_without_pytorch():
     message = error_of('import sys; sys.modules["torch"] = None; import theano_today')
-    assert 'device=cuda needs PyTorch' in message and 'requirements-cuda.txt' in message
+    assert 'device=cuda needs PyTorch' in message and 'requirements/cuda.txt' in message
 
 
 def test_kfkd_says_it_in_one_line(tmp_path):

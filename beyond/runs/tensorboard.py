@@ -234,5 +234,5 @@ def _tensorboardx():
         from tensorboardX.proto import event_pb2
     except ImportError as error:
         raise ImportError('TensorBoard files need tensorboardX ({}): install '
-                          'requirements-beyond.txt'.format(error)) from error
+                          'requirements.txt'.format(error)) from error
     return event_pb2, event_file_writer, summary

@@ -307,5 +307,5 @@ def test_labels_of_odd_number():
 def test_without_opencv(monkeypatch):
     import sys
     monkeypatch.setitem(sys.modules, 'cv2', None)
-    with pytest.raises(ImportError, match='pip install -r requirements-beyond.txt'):
+    with pytest.raises(ImportError, match='pip install -r requirements.txt'):
         augmentation.AffineBatchIterator(128)

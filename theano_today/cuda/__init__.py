@@ -33,7 +33,7 @@ import re
 
 __all__ = ['asked_for', 'install']
 
-INSTALL = 'pip install -r requirements-cuda.txt'
+INSTALL = 'pip install -r requirements/cuda.txt'
 
 
 def asked_for(flag):

@@ -174,7 +174,7 @@ def test_kfkd_without_the_packages_of_part_2(folder):
     done = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, cwd=str(folder),
                           stderr=subprocess.PIPE, universal_newlines=True)
     assert done.stdout == ("AUGMENT = 'faces': augmentation needs OpenCV: pip install -r "
-                           "requirements-beyond.txt.\n"), done.stderr
+                           "requirements.txt.\n"), done.stderr
 
 
 def test_kfkds_own_constants_come_back(folder, monkeypatch):

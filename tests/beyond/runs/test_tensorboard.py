@@ -359,5 +359,5 @@ def test_a_missing_package_is_told_before_training(work, monkeypatch, capsys):
     assert kfkd.main(['fit']) == 1
     error = capsys.readouterr().err
     assert error.startswith("kfkd.py: TENSORBOARD = 'events': ") and error.count('\n') == 1
-    assert 'requirements-beyond.txt' in error
+    assert 'requirements.txt' in error
     assert not os.path.exists('events') and not os.path.exists('net.pickle')
