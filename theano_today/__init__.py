@@ -49,6 +49,10 @@ def default_flags():
         'floatX': 'float32',
         # Theano's look-up of numpy's BLAS crashes with NumPy >= 1.22, so name a library outright.
         'blas.ldflags': '',
+        # Theano's own folder name, and NumPy's version: the two modules that Theano compiles for
+        # itself, once in a folder, do not work with another NumPy.
+        'compiledir_format': 'compiledir_%(short_platform)s-%(processor)s-%(python_version)s-'
+                             '%(python_bitwidth)s-numpy-%(numpy_version)s',
     }
     blas = _pip_blas()
     if blas is not None:
@@ -151,20 +155,10 @@ def _check_compiler():
             'python3-devel).'.format(include))
 
 
-def _check_packages():
-    """Raise SetupError for versions that are known to fail deep inside Theano."""
-    import numpy
-    if int(numpy.__version__.split('.')[0]) >= 2:
-        raise SetupError(
-            "NumPy {} is installed; Theano 1.0.5's C code needs NumPy 1.x. "
-            'Run: pip install -r requirements.txt'.format(numpy.__version__))
-
-
 def _set_up():
     if 'theano' in sys.modules:
         raise SetupError('Import theano_today before theano, lasagne and nolearn: '
                          'it sets the flags that Theano reads once, when it is imported.')
-    _check_packages()
     _check_compiler()
     compat.install()
     from . import cuda

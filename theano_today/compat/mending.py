@@ -1,7 +1,11 @@
 """How mends get into modules while Python imports them."""
 import collections
+import hashlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
+import marshal
+import os
 import sys
 
 _BEFOREHAND = []
@@ -64,22 +68,51 @@ class MendingLoader(importlib.abc.Loader):
     def exec_module(self, module):
         name = module.__name__
         if name in _REPLACEMENTS:
-            source = self.loader.get_source(name)
-            for old, new in _REPLACEMENTS[name].items():
-                if old not in source:
-                    raise ImportError(
-                        'theano_today mends {}, and the text to be mended is not in {}: {!r}. '
-                        'Install the versions of requirements.txt.'.format(
-                            name, module.__file__, old), name=name)
-                source = source.replace(old, new)
-            exec(compile(source, module.__file__, 'exec'), vars(module))
+            exec(_compiled(name, module.__file__, self._mended_source(name, module.__file__)),
+                 vars(module))
         else:
             self.loader.exec_module(module)
         for mend in _MENDS.get(name, ()):
             mend(module)
 
+    def _mended_source(self, name, file):
+        source = self.loader.get_source(name)
+        for old, new in _REPLACEMENTS[name].items():
+            if old not in source:
+                raise ImportError(
+                    'theano_today mends {}, and the text to be mended is not in {}: {!r}. Install '
+                    'the versions of requirements.txt.'.format(name, file, old), name=name)
+            source = source.replace(old, new)
+        return source
+
     def __getattr__(self, name):  # get_source, get_data, ...: tracebacks and pickles ask for them
         return getattr(self.loader, name)
+
+
+def _compiled(name, file, source):
+    """Compile a mended module, or take the code from the cache that Python keeps for this folder.
+
+    Compiling the mended modules takes half a second; Python keeps the code of the others, too.
+    """
+    digest = hashlib.blake2b(source.encode() + file.encode(), digest_size=16).digest()
+    cached = importlib.util.cache_from_source(os.path.join(os.path.dirname(__file__), name + '.py'))
+    try:
+        with open(cached, 'rb') as f:
+            if f.read(len(digest)) == digest:
+                return marshal.loads(f.read())
+    except (OSError, EOFError, ValueError, TypeError):  # not there, or damaged
+        pass
+    code = compile(source, file, 'exec')
+    if not sys.dont_write_bytecode:
+        partial = '{}.{}'.format(cached, os.getpid())
+        try:
+            os.makedirs(os.path.dirname(cached), exist_ok=True)
+            with open(partial, 'wb') as f:
+                f.write(digest + marshal.dumps(code))
+            os.replace(partial, cached)
+        except OSError:  # a folder that cannot be written
+            pass
+    return code
 
 
 def before_theano():

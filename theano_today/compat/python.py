@@ -2,10 +2,12 @@
 import collections
 import collections.abc
 import importlib.util
+import shutil
 import sys
+import sysconfig
 import types
 
-from .mending import beforehand
+from .mending import beforehand, replace
 
 
 @beforehand
@@ -17,18 +19,52 @@ def _names_of_collections():
             setattr(collections, name, getattr(collections.abc, name))
 
 
-@beforehand
-def _stand_in_for_imp():
-    """Serve ``imp.find_module``, with which Theano looks for debuggers; Python 3.12 removed imp."""
-    if sys.version_info < (3, 12):
-        return
+# distutils, imp (both removed in Python 3.12) and pkg_resources (a part of setuptools that was
+# removed in its version 82): Theano and Lasagne get what they use of them from here, and all others
+# what Python or setuptools have.  So no later setuptools, and none at all, makes a difference.
 
-    def find_module(name, path=None):
-        spec = importlib.util.find_spec(name)
-        if spec is None:
-            raise ImportError('No module named {!r}'.format(name), name=name)
-        return None, spec.origin, ('', '', 0)
+def _get_python_inc(plat_specific=0):
+    return sysconfig.get_paths()['platinclude' if plat_specific else 'include']
 
-    module = types.ModuleType('imp', 'Stand-in made by theano_today.')
-    module.find_module = find_module
-    sys.modules.setdefault(module.__name__, module)
+
+def _get_python_lib(plat_specific=0, standard_lib=0):
+    if not standard_lib:
+        return sysconfig.get_paths()['platlib' if plat_specific else 'purelib']
+    base = {'base': sys.base_prefix, 'platbase': sys.base_exec_prefix}
+    return sysconfig.get_paths(vars=base)['platstdlib' if plat_specific else 'stdlib']
+
+
+distutils = types.SimpleNamespace(
+    spawn=types.SimpleNamespace(find_executable=shutil.which),
+    sysconfig=types.SimpleNamespace(
+        get_config_var=sysconfig.get_config_var, get_python_inc=_get_python_inc,
+        get_python_lib=_get_python_lib, get_python_version=sysconfig.get_python_version,
+        get_config_h_filename=sysconfig.get_config_h_filename))
+
+
+def _find_module(name, path=None):
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        raise ImportError('No module named {!r}'.format(name), name=name)
+    return None, spec.origin, ('', '', 0)
+
+
+imp = types.SimpleNamespace(find_module=_find_module)
+
+replace('theano.configdefaults', {
+    'import distutils.spawn': 'from {} import distutils'.format(__name__)})
+replace('theano.gof.cmodule', {
+    'import distutils.sysconfig': 'from {} import distutils'.format(__name__)})
+replace('theano.tests.breakpoint', {  # it looks for debuggers
+    'import imp': 'from {} import imp'.format(__name__)})
+replace('lasagne', {
+    'import pkg_resources': 'import importlib.metadata',
+    'pkg_resources.get_distribution("Lasagne").version': 'importlib.metadata.version("Lasagne")',
+    'del pkg_resources': 'del importlib'})
+replace('theano.gpuarray.linalg', {
+    'import pkg_resources': 'import importlib.metadata',
+    'pkg_resources.DistributionNotFound': 'importlib.metadata.PackageNotFoundError'})
+
+# A nose that somebody installs is not for today's Python, and Theano does not need it to run:
+# where theano.tests.main cannot be imported, it does without (`theano.test` only).
+sys.modules.setdefault('theano.tests.main', None)

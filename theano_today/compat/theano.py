@@ -3,6 +3,7 @@ import sys
 import types
 
 from .mending import after_import, beforehand, replace
+from .numpy import NUMPY2
 
 # Ops without properties (ScalarFromTensor, DeepCopyOp) count as unversioned in Theano 1.0.5:
 # every process compiles them again and removes them at its end.
@@ -38,14 +39,14 @@ replace('theano.tensor.blas', {
 
 @beforehand
 def _run_scan_in_python():
-    """Make Theano run the loop of a scan in Python, on Python 3.11 and later.
+    """Make Theano run the loop of a scan in Python, on Python 3.11 and later and on NumPy 2.
 
     Theano's scan_perform.c, which Cython 0.28 wrote, includes headers and reads fields that Python
-    3.11 made private, and Theano 1.0.5 comes without the Cython source.  Theano falls back to
-    its own `Scan.execute` when the module cannot be imported; the functions inside the loop are
-    compiled as ever.  That costs some 10 microseconds a step.
+    3.11 and NumPy 2.0 made private, and Theano 1.0.5 comes without the Cython source.  Theano falls
+    back to its own `Scan.execute` when the module cannot be imported; the functions inside the loop
+    are compiled as ever.  That costs some 10 microseconds a step.
     """
-    if sys.version_info >= (3, 11):
+    if sys.version_info >= (3, 11) or NUMPY2:
         sys.modules['theano.scan_module.scan_perform_ext'] = None
 
 
