@@ -216,7 +216,7 @@ class EarlyStopping:
     def __call__(self, nn, train_history):
         current_valid = train_history[-1]['valid_loss']
         current_epoch = train_history[-1]['epoch']
-        if self.ended:  # this is a second `fit`
+        if getattr(self, 'ended', True):  # this is a second `fit`
             self.start(current_epoch - 1)
         if self.on_training_finished not in nn.on_training_finished:  # nolearn looks at the end
             nn.on_training_finished.insert(0, self.on_training_finished)

@@ -57,12 +57,12 @@ def flip_indices_of(columns):
             words[words.index('right')] = 'left'
             other = '_'.join(words)
             if other not in columns:
-                raise ValueError('{} has no counterpart {} among the columns.'.format(name, other))
+                raise ValueError(f'{name} has no counterpart {other} among the columns.')
         elif 'left' in words:
             words[words.index('left')] = 'right'
             other = '_'.join(words)
             if other not in columns:
-                raise ValueError('{} has no counterpart {} among the columns.'.format(name, other))
+                raise ValueError(f'{name} has no counterpart {other} among the columns.')
             pairs.append((index, columns.index(other)))
     return pairs
 
@@ -166,7 +166,7 @@ class AffineBatchIterator(BatchIterator):
         self.shear = _range('shear', shear, above=-90, below=90)
         self.stretch = _range('stretch', stretch, above=0)
         if not 0 <= flip <= 1:
-            raise ValueError('flip is a probability, not {!r}.'.format(flip))
+            raise ValueError(f'flip is a probability, not {flip!r}.')
         self.flip = flip
         self.flip_indices = flip_indices
         self.outside = _choice('outside', outside, ('resample', 'nan', 'keep'))
@@ -317,11 +317,11 @@ def _range(name, values, above=-np.inf, below=np.inf):
     try:
         low, high = map(float, values)
     except (TypeError, ValueError):
-        raise ValueError('{} is a pair (lowest, highest), not {!r}.'.format(name, values))
+        raise ValueError(f'{name} is a pair (lowest, highest), not {values!r}.')
     if not (np.isfinite([low, high]).all() and above < low <= high < below):
         raise ValueError('{} = {!r} is no range from a lowest to a highest value{}.'.format(
             name, values, ''.join(
-                ' {} {:g}'.format(word, limit)
+                f' {word} {limit:g}'
                 for word, limit in (('above', above), ('below', below)) if np.isfinite(limit))))
     return low, high
 

@@ -19,7 +19,7 @@ GAP = 1.5               # validation error over training error that is worth a w
 FEWEST = 10             # epochs, to say anything
 
 
-class Analysis(object):
+class Analysis:
     """What `analyse` found; as a string, sentences with the numbers behind them.
 
     Attributes
@@ -54,8 +54,7 @@ class Analysis(object):
 
     def __str__(self):
         text = {
-            'too short': 'Too short to judge: {s.epochs} of at least {} epochs.'.format(
-                FEWEST, s=self),
+            'too short': f'Too short to judge: {self.epochs} of at least {FEWEST} epochs.',
             'diverged': 'Diverged: the loss is not a number from epoch {s.since} on. Lower the '
                         'learning rate.',
             'still falling': 'Still falling: the validation error fell by {s.fall:.1%} in the last '
@@ -167,15 +166,15 @@ def plot_analysis(train_history, scale=1, unit='', title=None, axis=None):
         axis.plot(epochs, smoothed(valid), color=BLUE, linewidth=2, label='validation, smoothed')
     if found.best_epoch:
         axis.axvline(found.best_epoch, color=GREEN, linestyle=':', linewidth=2,
-                     label='lowest, epoch {}'.format(found.best_epoch))
+                     label=f'lowest, epoch {found.best_epoch}')
     if found.since:
         color = GREEN if found.state == 'converged' else RED
         axis.axvspan(found.since, max(len(valid), found.since + 0.5), color=color, alpha=0.12,
-                     label='{} since epoch {}'.format(found.state, found.since))
-    state = found.state + (', jitter {:.1%}'.format(found.jitter) if found.jitters else '')
+                     label=f'{found.state} since epoch {found.since}')
+    state = found.state + (f', jitter {found.jitter:.1%}' if found.jitters else '')
     axis.set_title(': '.join(filter(None, [title, state])))
     axis.set_xlabel('epoch')
-    axis.set_ylabel('RMSE ({})'.format(unit) if unit else 'square root of the loss')
+    axis.set_ylabel(f'RMSE ({unit})' if unit else 'square root of the loss')
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.4)
     axis.legend()

@@ -200,7 +200,7 @@ def check_overfitting(net, X, y, rows=10, epochs=300, factor=1000):
     net.on_batch_finished, net.on_epoch_finished = [], []
     for monitor in (monitors.ActivationMonitor, monitors.GradientMonitor, monitors.UpdateMonitor):
         monitor(every=max(epochs // 10, 1), size=rows).attach(net)
-    history = train(net, X[:rows], y[:rows], epochs, 'overfit {} rows'.format(rows))
+    history = train(net, X[:rows], y[:rows], epochs, f'overfit {rows} rows')
     losses = np.array([row['train_loss'] for row in history])
     fall = losses[0] / losses[-1]
     passed = bool(fall >= factor)
@@ -274,7 +274,7 @@ def check_regularisation(net, X, y, epochs, l2=(0, 1e-4, 1e-3, 1e-2), l1=(0, 1e-
                 strength[other].set_value(np.float32(value if other == kind else 0))
             net.train_history_ = []
             net.batch_iterator_train.random.seed(SEED)
-            history = train(net, X, y, epochs, '{} {:g}'.format(kind, value))
+            history = train(net, X, y, epochs, f'{kind} {value:g}')
             found.setdefault(kind, []).append((value, history[0]['train_loss'],
                                                history[-1]['train_loss'],
                                                history[-1]['valid_loss']))
@@ -294,11 +294,11 @@ def regularisation(epochs=8, fname=None, rows=400):
         place = np.arange(len(runs))
         axis.plot(place, runs[:, 1], ':', color=BLUE, marker='o', label='training, first epoch')
         axis.plot(place, runs[:, 2], color=BLUE, marker='o',
-                  label='training, epoch {}'.format(epochs))
+                  label=f'training, epoch {epochs}')
         axis.plot(place, runs[:, 3], color=RED, marker='s', label='validation, nothing dropped'
                   if kind == 'dropout' else 'validation, penalty included')
-        axis.set_xticks(place, ['{:g}'.format(value) for value in runs[:, 0]])
-        axis.set_xlabel('strength of {}'.format(kind) if kind != 'dropout' else 'share dropped')
+        axis.set_xticks(place, [f'{value:g}' for value in runs[:, 0]])
+        axis.set_xlabel(f'strength of {kind}' if kind != 'dropout' else 'share dropped')
         axis.set_yscale('log')
         axis.grid(alpha=.4)
         rises = (np.diff(runs[:, 2]) > 0).all()
@@ -383,8 +383,8 @@ def augmented_faces(fname=None, columns=8):
             axis.set_yticks([])
         row[0].set_ylabel(name)
     return {'augmented-faces': fig}, (
-        'With the deck\'s ranges the points of these faces move by {:.0f} pixels on average, '
-        'and all stay in the image.'.format(moved))
+        f'With the deck\'s ranges the points of these faces move by {moved:.0f} pixels on average, '
+        'and all stay in the image.')
 
 
 @experiment
@@ -420,7 +420,7 @@ def dropout(epochs=80, fname=None, rows=500):
     for name, share in (('no dropout', 0), ('dropout 0.5', .5)):
         net = seeded(nets.starter_net, (None, 1, 96, 96), 30, num_units=400, dropout=share)
         histories[name] = train(net, X, y, epochs, name)
-    a, b = ('{:.2f} pixels ({})'.format(best(history), curves.analyse(history).state)
+    a, b = (f'{best(history):.2f} pixels ({curves.analyse(history).state})'
             for history in histories.values())
     ratio = best(histories['dropout 0.5']) / best(histories['no dropout'])
     verdict = ('Validation RMSE after {} epochs of {} faces: {} without dropout, {} with it: '
@@ -450,7 +450,7 @@ def normalisation(epochs=40, fname=None, rows=1000):
     verdict = 'Validation RMSE after {} epochs: {:.2f} pixels with pixels / 255, {:.2f} ' \
         'with mean 0 and deviation 1'.format(epochs, goal, best(standard))
     if len(reached) and best(standard) < goal:
-        verdict += ', which gets there in {} epochs.'.format(reached[0] + 1)
+        verdict += f', which gets there in {reached[0] + 1} epochs.'
     else:
         verdict += ': normalisation does NOT help here.'
     return {'normalisation': curves_of(histories, 'Normalisation', mean_face=guess(y))}, verdict
@@ -469,7 +469,7 @@ class OneOverRoot(init.Initializer):
 def deep_net(W, depth=6, units=200, inputs=24, learning_rate=.01):
     """A net of many tanh layers, as in Glorot and Bengio's experiments, for faces of 24x24."""
     stack = [(layers.InputLayer, dict(name='input', shape=(None, 1, inputs, inputs)))]
-    stack += [(layers.DenseLayer, dict(name='layer{}'.format(number), num_units=units, W=W(),
+    stack += [(layers.DenseLayer, dict(name=f'layer{number}', num_units=units, W=W(),
                                        nonlinearity=nonlinearities.tanh))
               for number in range(1, depth + 1)]
     stack.append((layers.DenseLayer, dict(name='output', num_units=30, W=W(), nonlinearity=None)))
@@ -478,7 +478,7 @@ def deep_net(W, depth=6, units=200, inputs=24, learning_rate=.01):
                      train_split=TrainSplit(.2))
 
 
-class OutputSpread(object):
+class OutputSpread:
     """Record how much the outputs of a net differ from one input to another (deviation)."""
     def __init__(self, X):
         self.X, self.spread = X, []
@@ -572,7 +572,7 @@ def update_rules(epochs=30, fname=None):
         history = train(net, X, y, epochs, name)
         losses = [row['train_loss'] for row in history]
         axis.plot(np.arange(1, epochs + 1), losses, style, linewidth=2, color=colors[name],
-                  label='{} ({})'.format(name, ', '.join('{:g}'.format(value)
+                  label='{} ({})'.format(name, ', '.join(f'{value:g}'
                                                          for value in settings.values())))
         last[name] = losses[-1], history[-1]['valid_accuracy']
     axis.set_yscale('log')
@@ -606,8 +606,7 @@ class SearchScore:
         if now >= self.printed + self.every and 1 < self.done < self.fits:
             self.printed = now
             left = (now - self.first) / (self.done - 1) * (self.fits - self.done)
-            print('# search: {} of {} trainings, some {} left'.format(
-                self.done, self.fits, hms(left)))
+            print(f'# search: {self.done} of {self.fits} trainings, some {hms(left)} left')
         return -mean_squared_error(y, net.predict(X))
 
 
@@ -632,7 +631,7 @@ def search(epochs=30, fname=None, rows=600, candidates=16):
         warnings.simplefilter('ignore', UserWarning)  # of nets that diverge, which are counted
         found.fit(X, y)
 
-    rmse = 48 * np.sqrt([-found.cv_results_['split{}_test_score'.format(fold)]
+    rmse = 48 * np.sqrt([-found.cv_results_[f'split{fold}_test_score']
                          for fold in range(3)])
     mean_face = float(48 * (y - y.mean(axis=0)).std())
     best, far = found.best_index_, ~(rmse.mean(axis=0) < 1.5 * mean_face)
@@ -651,7 +650,7 @@ def search(epochs=30, fname=None, rows=600, candidates=16):
     axes[0].set_xscale('log')
     axes[0].set_ylabel('RMSE by cross-validation (pixels)')
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
-    fig.suptitle('{} random settings of a small net'.format(candidates))
+    fig.suptitle(f'{candidates} random settings of a small net')
     test = 48 * np.sqrt(mean_squared_error(y_test, found.predict(X_test)))
     guessed = 48 * np.sqrt(mean_squared_error(y_test, y.mean(axis=0)[None].repeat(200, axis=0)))
     means = rmse.mean(axis=0)
@@ -749,7 +748,7 @@ def weights_and_activity(epochs=25, fname=None, rows=800):
         heat = pictures.point_saliency(net, X[:32], (column, column + 1))
         x, y_ = (48 + 48 * y[:32, column + axis, None, None] for axis in (0, 1))
         disc = np.hypot(x_x - x, y_x - y_) < 16
-        near.append('{} {:.0%}'.format(name, (heat * disc).sum() / heat.sum()))
+        near.append(f'{name} {(heat * disc).sum() / heat.sum():.0%}')
     area = np.pi * 16 ** 2 / 96 ** 2
     return figures, ('Saliency within 16 pixels of the point, where a uniform one would have '
                      '{:.0%}: {}.'.format(area, ', '.join(near)))
@@ -771,7 +770,7 @@ def curve_analysis(epochs=100, fname=None, rows=500):
         some = slice(0, 120 if name == 'few faces' else rows)
         history = train(net, X[some], y[some], epochs, name)
         curves.plot_analysis(history, 48, 'pixels', name, axis)
-        sentences.append('{}: {}'.format(name, curves.analyse(history)))
+        sentences.append(f'{name}: {curves.analyse(history)}')
     axes[0].set_ylim(0, 8)
     return {'curve-analysis': fig}, ' '.join(sentences)
 
@@ -809,9 +808,9 @@ def main(argv=None):
             for part, fig in figures.items():
                 write_figure(fig, part + '.png')
                 pyplot.close(fig)
-            print('{} ({:.0f} s): {}\n'.format(name, time.time() - start, verdict), flush=True)
+            print(f'{name} ({time.time() - start:.0f} s): {verdict}\n', flush=True)
     except (OSError, ValueError) as error:  # files that are missing or not what they should be
-        print('beyond.experiments: {}'.format(error), file=sys.stderr)
+        print(f'beyond.experiments: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('beyond.experiments: interrupted', file=sys.stderr)

@@ -171,7 +171,7 @@ class GradientMonitor(Monitor):
     def __init__(self, every=50, layers=None, size=32, batch=None, of='weights'):
         super().__init__(every, layers, size, batch)
         if of not in ('weights', 'outputs'):
-            raise ValueError("of is 'weights' or 'outputs', not {!r}.".format(of))
+            raise ValueError(f"of is 'weights' or 'outputs', not {of!r}.")
         self.of = of
 
     def look(self, nn):
@@ -428,7 +428,7 @@ def plot_updates(train_history, param=None):
             epoch, values = series(train_history, 'updates', param, number + '_' + what)
             axis.plot(epoch, values, style, color='black', label=number)
         axis.set_yscale('log')
-        axis.set_ylabel('absolute {}s of {}'.format(what, param))
+        axis.set_ylabel(f'absolute {what}s of {param}')
         axis.legend()
     for name, color in colors_of(names).items():
         epoch, values = series(train_history, 'updates', name, 'ratio')
@@ -471,7 +471,7 @@ def plot_histograms(train_history, name='activations', epochs=None, nonzero=True
             described = found[index]['layers'][layer]
             if 'histogram' in described:
                 draw_histogram(axis, described, color, layer, nonzero)
-        axis.set_title('epoch {:.1f}'.format(at[index]))
+        axis.set_title(f'epoch {at[index]:.1f}')
         axis.set_xlabel(name.rstrip('s'))
     axes[0, 0].set_ylabel('density (1 at the highest)')
     axes[0, -1].legend(fontsize='small')
@@ -563,8 +563,7 @@ def _judge_activations(found):
                 share, layer))
     for layer, share in _medians(found, 'saturated').items():
         if share > HALF:
-            lines.append('saturated: {:.0%} of the outputs of {} are at their bounds.'.format(
-                share, layer))
+            lines.append(f'saturated: {share:.0%} of the outputs of {layer} are at their bounds.')
     spread = _medians(found, 'std')
     first = next(iter(spread))
     for layer, std in spread.items():
@@ -605,7 +604,7 @@ def _judge_updates(found):
 
 def _judge_loss(losses):
     if not np.isfinite(losses[-1]):
-        return ['exploding: the training loss is {} at epoch {}.'.format(losses[-1], len(losses))]
+        return [f'exploding: the training loss is {losses[-1]} at epoch {len(losses)}.']
     if len(losses) < 10:
         return []  # too few epochs to call anything a plateau
     recent = losses[-max(len(losses) // 5, 2):]

@@ -48,12 +48,12 @@ def starter_net(input_shape, num_outputs, num_filters=16, num_convolutions=3, nu
     regression = settings.setdefault('regression', True)
     stack = [('input', layers.InputLayer)]
     for number in range(1, num_convolutions + 1):
-        stack += [('conv{}'.format(number), layers.Conv2DLayer),
-                  ('pool{}'.format(number), layers.MaxPool2DLayer)]
+        stack += [(f'conv{number}', layers.Conv2DLayer),
+                  (f'pool{number}', layers.MaxPool2DLayer)]
         for name, value in dict(num_filters=num_filters, filter_size=(3, 3), pad='same', W=W(),
                                 nonlinearity=nonlinearity).items():
-            settings.setdefault('conv{}_{}'.format(number, name), value)
-        settings.setdefault('pool{}_pool_size'.format(number), (2, 2))
+            settings.setdefault(f'conv{number}_{name}', value)
+        settings.setdefault(f'pool{number}_pool_size', (2, 2))
     if dropout:
         stack += [('dropout1', layers.DropoutLayer)]
         settings.setdefault('dropout1_p', dropout)
@@ -97,7 +97,7 @@ class SeededNet(NeuralNet):
 # K. Simonyan, A. Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition",
 # arXiv:1409.1556, configuration D: filters of the convolutions of each block, pooling after each.
 VGG16_BLOCKS = (64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)
-VGG16_CONVOLUTIONS = ['conv{}_{}'.format(block, number)
+VGG16_CONVOLUTIONS = [f'conv{block}_{number}'
                       for block, filters in enumerate(VGG16_BLOCKS, 1)
                       for number in range(1, len(filters) + 1)]
 # Mean of ImageNet's pixels, 0..255, blue, green, red: the order in which Caffe reads images.
@@ -142,9 +142,9 @@ def vgg16_net(num_outputs=1000, input_size=224, hidden=4096, width=1, **settings
     for block, filters in enumerate(VGG16_BLOCKS, 1):
         for number, num_filters in enumerate(filters, 1):
             stack.append((layers.Conv2DLayer, dict(
-                name='conv{}_{}'.format(block, number),
+                name=f'conv{block}_{number}',
                 num_filters=max(int(num_filters * width), 1), filter_size=3, pad=1)))
-        stack.append((layers.MaxPool2DLayer, dict(name='pool{}'.format(block), pool_size=2)))
+        stack.append((layers.MaxPool2DLayer, dict(name=f'pool{block}', pool_size=2)))
     for name in 'fc6', 'fc7':
         stack.append((layers.DenseLayer, dict(name=name, num_units=hidden)))
         stack.append((layers.DropoutLayer, dict(name=name + '_dropout', p=.5)))
@@ -221,7 +221,7 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError('it asks for {}.{}'.format(module, name))
+            raise pickle.UnpicklingError(f'it asks for {module}.{name}')
         return super().find_class(module.replace('_core', 'core'), name)
 
 
@@ -231,7 +231,7 @@ def _read_weights(fname):
     try:
         if content[:2] == b'PK':  # a zip file, as NumPy writes
             arrays = np.load(io.BytesIO(content), allow_pickle=False)
-            return [arrays['arr_{}'.format(number)] for number in range(len(arrays.files))]
+            return [arrays[f'arr_{number}'] for number in range(len(arrays.files))]
         # latin1: the file was pickled by Python 2.
         pickled = _ArraysOnly(io.BytesIO(content), encoding='latin1').load()
         return list(pickled['param values'] if isinstance(pickled, dict) else pickled)

@@ -97,7 +97,7 @@ def plot_paths(net, X, y, row=0, maps=4):
             axes[0, column].set_title('{}\n{}'.format(name, 'x'.join(map(str, value.shape))),
                                       fontsize=8)
             axes[len(order) - 1, column].set_xlabel(
-                '{:+.1e} to\n{:+.1e}'.format(value.min(), value.max()), fontsize=7)
+                f'{value.min():+.1e} to\n{value.max():+.1e}', fontsize=7)
     return fig
 
 

@@ -130,7 +130,7 @@ def child(argv, set, full):
     try:
         for handle in (1, 2):
             os.dup2(os.open(log('.') + '.printed', os.O_WRONLY | os.O_CREAT | os.O_APPEND), handle)
-        vars(kfkd).update(set)
+        vars(kfkd).update(dict(set))
         if full:
             fill_disk(full)
         status = kfkd.main(list(argv))
@@ -141,7 +141,7 @@ def child(argv, set, full):
         os._exit(99)
 
 
-def run(argv=(), set={}, kill=None, nth=1, signum=signal.SIGKILL, full=None):
+def run(argv=(), set=(), kill=None, nth=1, signum=signal.SIGKILL, full=None):
     """Fork, run kfkd.main there, and send it a signal.
 
     Parameters

@@ -19,7 +19,7 @@ def run(folder, *words):
     """Run kfkd.py with the edits in `folder`; return the completed process."""
     code = 'import kfkd, sys\nvars(kfkd).update({!r})\nsys.exit(kfkd.main(sys.argv[1:]))'
     return subprocess.run([sys.executable, '-c', code.format(EDITS)] + list(words), cwd=str(folder),
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,7 @@
 """Files that earlier versions have written go on being read.
 
-tests/old-files/ has what `write` below has written with the version of 25 November 2026.
+tests/old-files/ has what `write` below has written with the version of 25 November 2026;
+net-specialists.pickle are two specialists of a smaller net, with AUGMENT = 'faces' and MONITOR.
 """
 import os
 import shutil
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import stepwise
 import yaml
+from beyond.augmentation import AffineFaceBatchIterator
+from beyond.runs import net_files
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'old-files')
 NET = """
@@ -73,6 +76,24 @@ def test_net(work):
     assert net.columns_ == kfkd.COLUMNS and len(net.train_history_) == 6
     assert net.on_epoch_finished[2].best_valid_epoch >= 1
     assert net.predict(kfkd.load2d()[0]).shape == (40, 30)
+
+
+def test_augmented_and_monitored_specialists(work, monkeypatch):
+    """Classes that have moved since are found, and the nets can be written again."""
+    specialists = kfkd.load_nets(os.path.join(HERE, 'net-specialists.pickle'))
+    assert list(specialists) == [kfkd.SPECIALIST_SETTINGS[n]['columns'] for n in (1, 2)]
+    X = kfkd.load2d()[0]
+    for cols, model in specialists.items():
+        iterator = model.batch_iterator_train
+        assert isinstance(iterator, AffineFaceBatchIterator) and iterator.pixel_std == 1
+        assert model.predict(X).shape == (len(X), len(cols))
+        assert {'activations', 'gradients', 'updates'} <= set(model.train_history_[0])
+    net_files.save(specialists, 'again.pickle')
+    again = kfkd.load_nets('again.pickle')
+    for model, twin in zip(specialists.values(), again.values()):
+        np.testing.assert_array_equal(model.predict(X), twin.predict(X))
+    # A training goes on with it: its handlers work, those that there are no more do nothing.
+    model.fit(X, np.zeros((len(X), len(cols)), np.float32), epochs=1)
 
 
 def test_checkpoint(work, capsys):

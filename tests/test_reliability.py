@@ -343,7 +343,7 @@ def test_read_only_file_system(runner, small_disk):
     done = subprocess.run(
         [sys.executable, '-c', code.format(os.path.dirname(__file__), str(small_disk),
                                            str(runner.data))],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1 and 'Read-only file system' in done.stderr
     assert done.stderr.count('\n') == 1
     assert files(small_disk) == before

@@ -36,7 +36,7 @@ def read(folder):
         with open_regular(fname) as f:
             content = json.loads(f.read().decode())
         content['histories'] = {name: pd.read_csv(os.path.join(
-            folder, 'history-{}.csv'.format(os.path.basename(name)))) for name in content['nets']}
+            folder, f'history-{os.path.basename(name)}.csv')) for name in content['nets']}
         _check(content)
     except FileNotFoundError as error:
         raise RecordError('{} is no record of a run: {} is not there.'.format(
@@ -60,8 +60,7 @@ def _check(content):
         for name, kind in expected.items():
             if not isinstance(part[name], kind) or isinstance(part[name], (int, float)) and not (
                     abs(part[name]) < 1e300):  # nor is it NaN
-                raise ValueError('{}: {:.100} is not expected there.'.format(
-                    name, repr(part[name])))
+                raise ValueError(f'{name}: {repr(part[name]):.100} is not expected there.')
     texts = [content['command']] + [net['columns'] for net in content['nets'].values()]
     if not all(isinstance(text, str) for part in texts for text in part) or not all(texts[1:]):
         raise ValueError('command and columns are lists of texts.')
@@ -101,7 +100,7 @@ def differences(records):
         return differ([cell for cell in cells if cell is not None])
 
     def circumstances(record):
-        found = {'{}: {}'.format(fname, what): value if what == 'rows' else value[:12]
+        found = {f'{fname}: {what}': value if what == 'rows' else value[:12]
                  for fname, data in record['data'].items() for what, value in data.items()}
         found.update(record['versions'])
         found.update(record['machine'])
@@ -111,9 +110,9 @@ def differences(records):
         found = {'state': record['state']}
         for name, net in record['nets'].items():
             found.update({
-                '{}: validation RMSE'.format(name): net['valid_rmse'],
-                '{}: at epoch'.format(name): '{best_epoch} of {epochs}'.format(**net),
-                '{}: seconds'.format(name): net['seconds']})
+                f'{name}: validation RMSE': net['valid_rmse'],
+                f'{name}: at epoch': '{best_epoch} of {epochs}'.format(**net),
+                f'{name}: seconds': net['seconds']})
         found.update(record['results'])
         found['seconds in all'] = record['seconds']
         return found
@@ -146,7 +145,7 @@ def compare(folders, fname, scale=1, unit=''):
     for title, table in (('Constants that differ', constants),
                          ('What else differs', circumstances), ('Results', results)):
         if table.empty:
-            print('{}: none.'.format(title))
+            print(f'{title}: none.')
         else:
             print('{}:\n{}'.format(title, table.fillna('-').to_string()))
         print()
@@ -180,7 +179,7 @@ def plot(records, scale, unit, fname):
             name, len(columns), 's' if len(columns) > 1 else ''))
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axis.set_xlabel('epoch')
-        axis.set_ylabel('RMSE ({})'.format(unit) if unit else 'square root of the loss')
+        axis.set_ylabel(f'RMSE ({unit})' if unit else 'square root of the loss')
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.4)
     axes[0, 0].plot([], [], '-', color='gray', label='solid: validation')

@@ -77,8 +77,7 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key, (place, _) in zip(keys, node.value):
             if keys.count(key) > 1:
-                raise ConfigError('line {}: {} is there twice.'.format(
-                    place.start_mark.line + 1, key))
+                raise ConfigError(f'line {place.start_mark.line + 1}: {key} is there twice.')
         return super().construct_mapping(node, deep)
 
 
@@ -99,16 +98,16 @@ def read(fname):
         with open(fname, encoding='utf-8') as f:
             content = yaml.load(f, _Loader)
     except ConfigError as error:
-        raise ConfigError('{}, {}'.format(fname, error))
+        raise ConfigError(f'{fname}, {error}')
     except (OSError, UnicodeError) as error:
-        raise ConfigError('{} cannot be read: {}.'.format(fname, error))
+        raise ConfigError(f'{fname} cannot be read: {error}.')
     except yaml.YAMLError as error:
         raise ConfigError('{} is no YAML: {}.'.format(fname, ' '.join(str(error).split())))
     content = {} if content is None else content
     _mapping(content, fname)
     for name in content:
         _known(name, ('constants', 'net'), fname)
-    return {name: _mapping(content.get(name) or {}, '{}: {}'.format(fname, name))
+    return {name: _mapping(content.get(name) or {}, f'{fname}: {name}')
             for name in ('constants', 'net')}
 
 
@@ -173,10 +172,10 @@ def net_settings(described, fname='net'):
     """
     settings = {}
     for key, value in described.items():
-        place = '{}: {}'.format(fname, key)
+        place = f'{fname}: {key}'
         update = described.get('update', 'nesterov_momentum')
         if key == 'layers':
-            settings[key] = [_layer(layer, '{}[{}]'.format(place, number))
+            settings[key] = [_layer(layer, f'{place}[{number}]')
                              for number, layer in enumerate(_sequence(value, place))]
         elif key in NAMED:
             settings[key] = _named(NAMED[key], value, place)
@@ -218,14 +217,14 @@ def _layer(described, place):
     described = dict(_mapping(described, place))
     name = described.pop('name', None)
     if not isinstance(name, str):
-        raise ConfigError('{}: a layer needs a name.'.format(place))
-    place = '{} ({})'.format(place, name)
+        raise ConfigError(f'{place}: a layer needs a name.')
+    place = f'{place} ({name})'
     factory = LAYERS[_known(described.pop('type', None), LAYERS, place)]
     arguments = _arguments(factory)
     settings = {'name': name}
     for key, value in described.items():
         _known(key, arguments, place)
-        inner = '{}.{}'.format(place, key)
+        inner = f'{place}.{key}'
         if key == 'nonlinearity':
             settings[key] = None if value is None else NONLINEARITIES[
                 _known(value, NONLINEARITIES, inner)]
@@ -250,15 +249,15 @@ def _named(registry, value, place):
     found = registry[_known(value, registry, place)]
     if inspect.isfunction(found):
         if arguments:
-            raise ConfigError('{}: {} takes no arguments here.'.format(place, value))
+            raise ConfigError(f'{place}: {value} takes no arguments here.')
         return found
     for key in arguments:
-        _known(key, _arguments(found), '{}.{}'.format(place, value))
+        _known(key, _arguments(found), f'{place}.{value}')
     try:
         return found(**{key: tuple(map(_tuples, argument)) if isinstance(argument, list)
                         else argument for key, argument in arguments.items()})
     except (TypeError, ValueError) as error:
-        raise ConfigError('{}: {}: {}'.format(place, value, error))
+        raise ConfigError(f'{place}: {value}: {error}')
 
 
 def _tuples(value):
@@ -292,20 +291,20 @@ def _known(name, names, place):
 
 def _mapping(value, place):
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ConfigError('{}: names with values are needed, not {!r}.'.format(place, value))
+        raise ConfigError(f'{place}: names with values are needed, not {value!r}.')
     return value
 
 
 def _sequence(value, place):
     if not isinstance(value, list) or not value:
-        raise ConfigError('{}: a list is needed, not {!r}.'.format(place, value))
+        raise ConfigError(f'{place}: a list is needed, not {value!r}.')
     return value
 
 
 def _number(value, place):
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         hint = ' (YAML 1.1 reads 1e-4 as text: write 1.0e-4)' if isinstance(value, str) else ''
-        raise ConfigError('{}: a number is needed, not {!r}{}.'.format(place, value, hint))
+        raise ConfigError(f'{place}: a number is needed, not {value!r}{hint}.')
     return value
 
 
@@ -315,19 +314,18 @@ def _like(old, value, place):
         return value
     if isinstance(old, bool):
         if not isinstance(value, bool):
-            raise ConfigError('{}: true or false is needed, not {!r}.'.format(place, value))
+            raise ConfigError(f'{place}: true or false is needed, not {value!r}.')
     elif isinstance(old, (int, float)):
         _number(value, place)
     elif isinstance(old, str):
         if not isinstance(value, str):
-            raise ConfigError('{}: text is needed, not {!r}.'.format(place, value))
+            raise ConfigError(f'{place}: text is needed, not {value!r}.')
     elif isinstance(old, tuple):
         if len(_sequence(value, place)) != len(old):
-            raise ConfigError('{}: {} values are needed, not {}.'.format(
-                place, len(old), len(value)))
+            raise ConfigError(f'{place}: {len(old)} values are needed, not {len(value)}.')
         return tuple(_like(a, b, place) for a, b in zip(old, value))
     else:
-        raise ConfigError('{}: this constant cannot be set in a file.'.format(place))
+        raise ConfigError(f'{place}: this constant cannot be set in a file.')
     return value
 
 
@@ -392,7 +390,7 @@ def describe_net(net, leave_out=()):
         _member(LAYERS, factory, name)
         entry = {'name': name, 'type': factory.__name__}
         for key, value in settings.items():
-            place = '{}.{}'.format(name, key)
+            place = f'{name}.{key}'
             entry[key] = None if value is None else _name_of(
                 NONLINEARITIES if key == 'nonlinearity' else INITS, value, place)
         described['layers'].append(_Line(entry))
@@ -412,7 +410,7 @@ def _member(registry, value, place):
     for name, member in registry.items():
         if member is value:
             return name
-    raise ConfigError('{}: {!r} has no name that a file can hold.'.format(place, value))
+    raise ConfigError(f'{place}: {value!r} has no name that a file can hold.')
 
 
 def _name_of(registry, value, place):
@@ -432,7 +430,7 @@ def _name_of(registry, value, place):
     arguments = {}
     for key in _arguments(type(value)):
         if hasattr(value, key):
-            arguments[key] = _name_of({}, getattr(value, key), '{}.{}'.format(place, key))
+            arguments[key] = _name_of({}, getattr(value, key), f'{place}.{key}')
     return {name: arguments} if arguments else name
 
 

@@ -115,7 +115,7 @@ class Record:
             valid_rmse=_number(rmse['valid_loss']), train_rmse=_number(rmse['train_loss']),
             seconds=round(float(history['dur'].sum()), 2))
         self._make_folder()
-        with replacing(os.path.join(self.folder, 'history-{}.csv'.format(name))) as f:
+        with replacing(os.path.join(self.folder, f'history-{name}.csv')) as f:
             history.to_csv(f, index=False)
         self.write()
 
@@ -146,18 +146,18 @@ class Record:
         path = os.path.join(self.root, '{}-{}'.format(
             datetime.now().strftime('%Y-%m-%d-%H%M%S'), self.name))
         for number in range(1, 1000):
-            folder = path if number == 1 else '{}-{}'.format(path, number)
+            folder = path if number == 1 else f'{path}-{number}'
             try:
                 os.makedirs(folder)
             except FileExistsError:
                 continue
             except OSError as error:
-                raise FileError('{} cannot be made: {}.'.format(folder, error.strerror)) from error
+                raise FileError(f'{folder} cannot be made: {error.strerror}.') from error
             break
         self.folder = folder
         self.content.update(machine=_machine(), versions=_versions())
         self.files.append(self.program)
-        print('The record of this run is in {}.'.format(folder))
+        print(f'The record of this run is in {folder}.')
 
     def _keep_files(self):
         while self.files:

@@ -105,7 +105,7 @@ def test_search_tells_what_it_has_found(capsys):
 
 def test_older_initialisation_is_what_the_slide_says():
     lasagne.random.set_rng(np.random.RandomState(0))
-    for shape, inputs in (((400, 50), 400), ((30, 16, 5, 5), 400)):
+    for shape, _inputs in (((400, 50), 400), ((30, 16, 5, 5), 400)):
         W = experiments.OneOverRoot().sample(shape)
         assert np.abs(W).max() <= 1 / 20 and np.abs(W).max() > .99 / 20
         assert W.std() == pytest.approx(1 / 20 / 3 ** .5, rel=.03)

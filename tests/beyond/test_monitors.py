@@ -46,7 +46,7 @@ def small_net(max_epochs=3, **settings):
         train_split=TrainSplit(.2), max_epochs=max_epochs), **settings))
 
 
-class Recorder(object):
+class Recorder:
     """All weights after each batch, by parameter."""
     def __init__(self, net):
         self.weights = []
@@ -164,7 +164,7 @@ def test_gradients_are_theanos_and_finite_differences():
             ).mean() + 1e-3 * sum((param ** 2).sum() for param in params if param.ndim > 1)
     values = dict(zip(numbers, kept))
     by_hand = theano.function([net.layers_['input'].input_var, target], theano.grad(loss, params))
-    for param, (name, value) in zip(params, weights.items()):
+    for param, value in zip(params, weights.values()):
         param.set_value(value)
     for name, gradient in zip(numbers, by_hand(X, y)):
         np.testing.assert_allclose(values[name], gradient, rtol=1e-3, atol=1e-6, err_msg=name)

@@ -99,7 +99,7 @@ def test_fine_tuning_on_faces(tmp_path):
 def test_default_is_the_papers_size():
     net = vgg16_net()
     shapes, channels = [], 3  # read from the settings: 138 million weights need not be drawn
-    for factory, settings in net.layers:
+    for _factory, settings in net.layers:
         if 'num_filters' in settings:
             shapes.append((settings['num_filters'], channels, 3, 3))
             channels = settings['num_filters']
@@ -119,7 +119,7 @@ def test_pixels_are_caffes():
     assert VGGBatchIterator(1).transform(faces(2, 4), None)[0].shape == (2, 3, 4, 4)
 
 
-class Evil(object):
+class Evil:
     def __reduce__(self):
         return eval, ('1/0',)
 

@@ -220,7 +220,7 @@ def test_a_search_finds_what_a_loop_finds(searched, halves):
     X, y = halves
     scores = {}
     for params in ParameterGrid(GRID):
-        for number, (train, test) in enumerate(KFold(2).split(X)):
+        for _number, (train, test) in enumerate(KFold(2).split(X)):
             model = net(regression=True, **params).fit(X[train], y[train])
             scores.setdefault(tuple(params.items()), []).append(model.score(X[test], y[test]))
     results = searched.cv_results_

@@ -143,7 +143,7 @@ def folder(faces, tmp_path_factory):
 def run(folder, *words):
     return subprocess.run([sys.executable, os.path.join(os.path.dirname(kfkd.__file__), 'kfkd.py')]
                           + list(words), cwd=str(folder), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True)
+                          stderr=subprocess.PIPE, text=True)
 
 
 def test_kfkd_runs_an_experiment(folder):
@@ -172,7 +172,7 @@ def test_kfkd_without_the_packages_of_part_2(folder):
             "kfkd.AUGMENT = 'faces'\n"
             "try: kfkd.build_net()\nexcept kfkd.DataError as error: print(error)")
     done = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, cwd=str(folder),
-                          stderr=subprocess.PIPE, universal_newlines=True)
+                          stderr=subprocess.PIPE, text=True)
     assert done.stdout == ("AUGMENT = 'faces': augmentation needs OpenCV: pip install -r "
                            "requirements.txt.\n"), done.stderr
 

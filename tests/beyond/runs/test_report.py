@@ -33,7 +33,7 @@ VOID = 'meta', 'img', 'br'
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 
 
-class Element(object):
+class Element:
     def __init__(self, tag='', attributes=()):
         self.tag, self.attributes, self.content = tag, dict(attributes), []
 
@@ -452,7 +452,7 @@ def test_data_that_are_not_what_they_were(copy, tmp_path, monkeypatch, spoil, me
 
 
 def test_files_that_cannot_be_used(copy):
-    class Stranger(object):
+    class Stranger:
         def __reduce__(self):
             return os.mkdir, (str(copy / 'broken-in'),)
 
