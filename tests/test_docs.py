@@ -3,6 +3,7 @@ import ast
 import glob
 import os
 import re
+import subprocess
 
 import kfkd
 import pytest
@@ -97,3 +98,14 @@ def test_constants_named_are_there(page):
 
 ENVIRONMENT = {'THEANO_FLAGS', 'OMP_NUM_THREADS', 'THEANO_TODAY_CUDA', 'THEANO_TODAY_TORCH',
                'PYTHONPATH', 'KILLS', 'PIP_INDEX_URL', 'PIP_PROXY'}
+
+
+def test_the_root_has_what_is_needed_and_nothing_else():
+    """Of what is in the repository: no file that a tool has left, no list that belongs elsewhere."""
+    done = subprocess.run(['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=ROOT,
+                          capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip('no repository')
+    assert {name.split('/')[0] for name in done.stdout.split('\n') if name} - {'.ci', '.gitignore'} == {
+        'kfkd.py', 'README.md', 'CONTRIBUTING.md', 'pyproject.toml', 'requirements.txt',
+        'requirements', 'beyond', 'data', 'docs', 'tests', 'theano_today'}
