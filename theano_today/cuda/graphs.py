@@ -18,6 +18,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .convert import holding
+from .kernels.run import references
 from .storage import DeviceStorage
 
 __all__ = ['CudaGraph', 'Recording', 'Rerun', 'compiled', 'copy_all', 'mode']
@@ -212,7 +213,8 @@ def compiled(function, values):
         constants[:] = [None if isinstance(r, torch.Tensor) else r for r in results]
         return [r for r in results if isinstance(r, torch.Tensor)]
 
-    traced = make_fx(of_tensors)(*[values[i] for i in places])
+    with references():
+        traced = make_fx(of_tensors)(*[values[i] for i in places])
     optimized = torch.compile(traced, fullgraph=True, dynamic=False)
 
     def run(*arguments):

@@ -7,9 +7,9 @@
                                 ──► stock FunctionMaker, FAST_RUN       on the CPU
 
 Left out of the optimisations: those that lower convolutions to C Ops, C BLAS calls, work in place
-(programs are functional, and PyTorch reuses memory by itself) and fuse elementwise Ops into C
-loops.  Everything else of Theano's stays: constant folding, shape inference, merging,
-stabilisation.
+(`program` decides what may), fuse elementwise Ops into C loops (`fused` makes kernels of them), or
+put factors and sums into matrix products (which costs a pass of its own there, and none in a kernel).
+Everything else of Theano's stays: constant folding, shape inference, merging, stabilisation.
 
 Shared variables keep their types; `storage.DeviceStorage` moves their values.  Functions that run
 on the CPU, by their ``mode`` or because of an Op, therefore share variables with those on the
@@ -24,7 +24,8 @@ from theano.gof import link
 from theano.sandbox.rng_mrg import DotModulo
 
 from ..cpu.rewrites import TAG as CPU_ENGINE
-from . import ops_elemwise, ops_nnet, ops_random, ops_tensor  # noqa: F401, register converters
+from . import fused
+from . import ops_elemwise, ops_fused, ops_nnet, ops_random, ops_tensor  # noqa: F401, converters
 from .convert import Unsupported, device
 from .program import Program, place
 from .storage import adopt
@@ -35,7 +36,8 @@ NAME = 'theano_today_cuda'
 
 # Tags and names in Theano's optdb.
 LEFT_OUT = ('inplace', 'fusion', 'elemwise_fusion', 'conv_opts', 'AbstractConvCheck', 'c_blas',
-            'use_c_blas', 'scipy_blas', 'cxx_only', CPU_ENGINE)
+            'use_c_blas', 'scipy_blas', 'cxx_only', 'gemm_optimizer', 'local_dot22_to_dot22scalar',
+           CPU_ENGINE)
 
 # Functions of these Ops are Theano's own bookkeeping, with arrays of a few numbers.
 FOR_THE_HOST = (DotModulo,)
@@ -88,7 +90,7 @@ class DeviceMode(compile_mode.Mode):
 
     def __init__(self, linker=None, optimizer=None):
         super().__init__(linker or TorchLinker(),
-                         optimizer or compile_mode.OPT_FAST_RUN.excluding(*LEFT_OUT))
+                         optimizer or compile_mode.OPT_FAST_RUN.including(fused.TAG).excluding(*LEFT_OUT))
 
     def clone(self, link_kwargs=None, optimizer='', **kwargs):
         if link_kwargs:
@@ -122,6 +124,7 @@ def host_mode():
 
 def register():
     """Make `DeviceMode` the default of `theano.function`.  Other modes stay on the CPU."""
+    fused.register()
     compile_mode.register_linker(NAME, TorchLinker())
     mode = DeviceMode()
     compile_mode.register_mode(NAME, mode)

@@ -10,7 +10,11 @@ from theano.tensor import basic, elemwise
 from theano.tensor.nnet import nnet, sigm
 from theano.tensor.opt import Assert
 
+from . import graphs
 from .convert import Unsupported, converts, torch_dtype
+from .kernels.elemwise import kernel_of
+from .kernels.run import with_kernel
+from .kernels.scalar import covers
 
 # Scalar Ops whose arguments first become the dtype of the result, as C does for arithmetic.
 _ARITHMETIC = {
@@ -228,14 +232,37 @@ def scalar_function(op, inputs, dtype):
     return arithmetic
 
 
-@converts(elemwise.Elemwise, numbers=True)
+# PyTorch does these in several passes.
+_LONG = (scalar.Composite, scalar.Sgn, scalar.Clip, scalar.Switch, scalar.Second)
+
+
+@converts(elemwise.Elemwise, numbers=True, into=True)
 def _elemwise(node):
-    function = scalar_function(node.op.scalar_op, node.inputs, node.outputs[0].type.dtype)
-    if isinstance(node.op.scalar_op, scalar.Composite):
-        return function
-    if len(node.outputs) > 1:
+    op = node.op.scalar_op
+    function = scalar_function(op, node.inputs, node.outputs[0].type.dtype)
+    if len(node.outputs) > 1 and not isinstance(op, scalar.Composite):
         raise Unsupported('the Op {}'.format(node.op))
-    return function
+
+    turned = getattr(node.op, 'turned', ())
+
+    def reference(*arguments, into=None):
+        arguments = [a.flip(list(range(2, a.dim()))) if k in turned else a
+                     for k, a in enumerate(arguments)]
+        results = function(*arguments)
+        if into is None:
+            return results
+        graphs.copy_all(zip(into, results if len(into) > 1 else [results]))
+        return into if len(into) > 1 else into[0]
+
+    parts = op.fgraph.apply_nodes if isinstance(op, scalar.Composite) else [node]
+    if not all(covers(part.op.scalar_op if part is node else part.op, part.inputs, part.outputs[0])
+               for part in parts):
+        return reference
+    fused = with_kernel(kernel_of(node), reference)
+    if isinstance(op, _LONG):
+        return fused
+    return lambda *arguments, into=None: reference(*arguments) if into is None else \
+        fused(*arguments, into=into)
 
 
 def check_elemwise(node, values):

@@ -7,8 +7,7 @@ M1 and M2; Theano runs thousands of such streams side by side and takes number i
 after step all numbers are computed at once from a table of powers.  Products of two 31-bit numbers
 fit into int64, and both moduli lie just below 2**31, so that they need no division.
 
-On a GPU the numbers come from a kernel instead (triton_mrg.py), which does less work and keeps no
-int64 in memory.
+On a GPU a kernel (kernels/mrg.py) does less work and keeps no int64 in memory.
 """
 
 import numpy as np
@@ -16,18 +15,13 @@ import torch
 from theano.sandbox import rng_mrg
 
 from .convert import converts, table, torch_dtype
+from .kernels.run import cannot, with_kernel
 
 M1, M2 = int(rng_mrg.M1), int(rng_mrg.M2)
 _A1 = (0, 4194304, 129), (1, 0, 0), (0, 1, 0)
 _A2 = (32768, 0, 32769), (1, 0, 0), (0, 1, 0)
 # The factors of Theano's C code: about 2**-31.
 _NORMS = {'float32': float(np.float32(4.6566126e-10)), 'float64': 4.656612873077392578125e-10}
-
-
-try:
-    from .kernels import mrg as triton_mrg
-except ImportError:  # PyTorch for the CPU comes without Triton
-    triton_mrg = None
 
 
 @table
@@ -62,7 +56,7 @@ def _sequence(table, state, modulus):
                    modulus)
 
 
-def mrg_uniform(state, count, dtype):
+def by_table(state, count, dtype):
     """Draw numbers from (0, 1), and return the state after them.
 
     Parameters
@@ -80,27 +74,33 @@ def mrg_uniform(state, count, dtype):
     """
     streams = state.shape[0]
     steps = -(-count // streams)
-    kernel = triton_mrg is not None and state.is_cuda and dtype == 'float32'
-    # The kernel does not need all numbers of the recurrences; the new state needs the last ones.
-    first = max(steps - 3, 1) if kernel else 1
     full = count - (steps - 1) * streams  # streams that make the last step
     wide = state.long()
     sequences, states = [], []
-    for table, modulus, old in zip(_powers(first, steps, state.device), (M1, M2),
-                                   (wide[:, :3], wide[:, 3:])):
-        new = _sequence(table, old, modulus)
+    for powers, modulus, old in zip(_powers(1, steps, state.device), (M1, M2),
+                                    (wide[:, :3], wide[:, 3:])):
+        new = _sequence(powers, old, modulus)
         sequences.append(new)
         # The state is the last three numbers, the newest first.
         tail = torch.cat([old.flip(1).t(), new[-4:]])[-4:].flip(0).t()
         states.append(torch.cat([tail[:full, :3], tail[full:, 1:]]))
     new_state = torch.cat(states, 1).to(torch.int32)
-    if kernel:
-        jumps = triton_mrg.jumps_for((_A1, _A2), (M1, M2), streams, count, state.device)
-        return new_state, triton_mrg.uniform(state.contiguous(), jumps, count, _NORMS[dtype])
     difference = sequences[0] - sequences[1]
     # The C code takes the difference as an int32, rounds that to the dtype, and multiplies.
     numbers = torch.where(difference <= 0, difference + M1, difference).to(torch_dtype(dtype))
     return new_state, (numbers * _NORMS[dtype]).reshape(-1)[:count]
+
+
+def by_kernel(state, count, dtype):
+    """The same as `by_table`, for float32."""
+    if dtype != 'float32':
+        return cannot
+    from .kernels import mrg
+    jumps = mrg.jumps_for((_A1, _A2), (M1, M2), state.shape[0], count, state.device)
+    return mrg.uniform(state.contiguous(), jumps, count, _NORMS[dtype])
+
+
+mrg_uniform = with_kernel(by_kernel, by_table, traceable=True)
 
 
 @converts(rng_mrg.mrg_uniform, host=[1])

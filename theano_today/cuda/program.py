@@ -39,6 +39,28 @@ _log = logging.getLogger('theano_today.cuda')
 MAX_LINES = 32
 
 
+def known_from_shapes(order):
+    """Variables that follow from shapes and constants alone and have few elements: a set.
+
+    Parameters
+    ----------
+    order : list of Apply
+        All nodes of a graph, each behind those that it needs.
+    """
+    known = set()
+
+    def small(variable):
+        return not isinstance(variable.type, TensorType) or variable.type.ndim <= 1 or \
+            all(variable.type.broadcastable)
+
+    for node in order:
+        if isinstance(node.op, (Shape, Shape_i)) or (
+                all(isinstance(v, graph.Constant) or v in known for v in node.inputs) and
+                all(map(small, node.outputs))):
+            known.update(node.outputs)
+    return known
+
+
 def place(fgraph, order):
     """Decide which variables live on the host.
 
@@ -53,12 +75,7 @@ def place(fgraph, order):
     Unsupported
         If a node has no counterpart on the device, or its shape depends on values computed there.
     """
-    host = set()
-
-    def small(variable):
-        """Whether a value that follows from shapes is kept on the host: it has few elements."""
-        return not isinstance(variable.type, TensorType) or variable.type.ndim <= 1 or \
-            all(variable.type.broadcastable)
+    host = known_from_shapes(order)
 
     def on_host(variable):
         return isinstance(variable, graph.Constant) or variable in host
@@ -77,11 +94,6 @@ def place(fgraph, order):
             host.update(variable.owner.outputs)
             return
         host.add(variable)
-
-    for node in order:
-        if isinstance(node.op, (Shape, Shape_i)) or (
-                all(map(on_host, node.inputs)) and all(map(small, node.outputs))):
-            host.update(node.outputs)
 
     converters = {}
     for node in order:
@@ -112,7 +124,7 @@ class _HostNode:
         op = self.node.op
         if isinstance(op, (Shape, Shape_i)):
             shape = np.array(values[0].shape, dtype='int64')
-            return [shape if isinstance(op, Shape) else shape[op.i]]
+            return [shape if isinstance(op, Shape) else np.array(shape[op.i])]  # not a NumPy scalar
         for variable, value in zip(self.node.inputs, values):
             self.cells[variable][0] = value
         for output in self.node.outputs:
@@ -501,7 +513,9 @@ class Program:
             arguments = dict(zip(node.inputs, arguments))
             buffers = [arguments.get(self.fgraph.inputs[target]) for _, target in places]
             if all(buffer is not None and buffer.shape == results[i].shape and
-                   buffer.dtype == results[i].dtype and _memory(buffer) not in kept
+                   buffer.dtype == results[i].dtype and _memory(buffer) not in kept and
+                   all(_memory(a) != _memory(buffer) or a is buffer
+                       for a in arguments.values() if isinstance(a, torch.Tensor))
                    for buffer, (i, _) in zip(buffers, places)):
                 found[node] = places, {_memory(buffer) for buffer in buffers}
         # In the order of the record, but for those whose variable somebody reads later.

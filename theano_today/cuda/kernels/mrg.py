@@ -1,10 +1,9 @@
-"""The random streams of ops_random.py as one kernel for NVIDIA GPUs.
+"""The random streams of ops_random.py as one kernel: numbers, and the state after them.
 
 The table of powers makes numbers from states by multiplication; stepping is cheaper.  So the steps
 are cut into chunks: an instance of the kernel takes a block of streams and one chunk, jumps to the
-start of the chunk by a table of powers, and steps from there in 32-bit integers.
-
-Triton comes with PyTorch for CUDA.  Elsewhere its interpreter (``TRITON_INTERPRET=1``) runs this.
+start of the chunk by a table of powers, and steps from there in 32-bit integers.  Where the last
+chunk ends is the new state.
 """
 
 import torch
@@ -52,7 +51,8 @@ def _wrap(x, modulus):
 
 
 @triton.jit
-def _kernel(state, jumps, numbers, streams, count, norm, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+def kernel(state, jumps, numbers, after, streams, count, norm, STEPS: tl.constexpr,
+           BLOCK: tl.constexpr):
     stream = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     chunk = tl.program_id(1)
     inside = stream < streams
@@ -77,19 +77,29 @@ def _kernel(state, jumps, numbers, streams, count, norm, STEPS: tl.constexpr, BL
     for _ in range(STEPS):
         y = _wrap(((x12 & 511) << 22) + (x12 >> 9) + ((x13 & 16777215) << 7) + (x13 >> 24), M1)
         y = _wrap(y + x13, M1)
-        x13 = x12
-        x12 = x11
-        x11 = y
-        y = _wrap(((x21 & 65535) << 15) + (x21 >> 16) * 21069, M2)
-        z = _wrap(((x23 & 65535) << 15) + (x23 >> 16) * 21069, M2)
-        z = _wrap(_wrap(z + x23, M2) + y, M2)
-        x23 = x22
-        x22 = x21
-        x21 = z
+        z = _wrap(((x21 & 65535) << 15) + (x21 >> 16) * 21069, M2)
+        w = _wrap(((x23 & 65535) << 15) + (x23 >> 16) * 21069, M2)
+        z = _wrap(_wrap(w + x23, M2) + z, M2)
+        # Streams that have made all their steps stay where they are.
+        goes_on = position < count
+        x13 = tl.where(goes_on, x12, x13)
+        x12 = tl.where(goes_on, x11, x12)
+        x11 = tl.where(goes_on, y, x11)
+        x23 = tl.where(goes_on, x22, x23)
+        x22 = tl.where(goes_on, x21, x22)
+        x21 = tl.where(goes_on, z, x21)
         difference = tl.where(x11 > x21, x11 - x21, x11 - x21 + M1)
         tl.store(numbers + position, difference.to(tl.int32).to(tl.float32) * norm,
-                 mask=inside & (position < count))
+                 mask=inside & goes_on)
         position += streams
+    last = inside & (chunk == tl.num_programs(1) - 1)
+    new = after + stream * 6
+    tl.store(new, x11.to(tl.int32), mask=last)
+    tl.store(new + 1, x12.to(tl.int32), mask=last)
+    tl.store(new + 2, x13.to(tl.int32), mask=last)
+    tl.store(new + 3, x21.to(tl.int32), mask=last)
+    tl.store(new + 4, x22.to(tl.int32), mask=last)
+    tl.store(new + 5, x23.to(tl.int32), mask=last)
 
 
 def _matrix_power(matrix, n, modulus):
@@ -130,9 +140,11 @@ def jumps_for(matrices, moduli, streams, count, device):
     return torch.tensor(rows, dtype=torch.int64).to(device)
 
 
+# torch.compile and who counts see it as one operation.
 @torch.library.custom_op('theano_today::mrg_uniform', mutates_args=())
-def uniform(state: torch.Tensor, jumps: torch.Tensor, count: int, norm: float) -> torch.Tensor:
-    """Draw `count` float32 numbers; see `ops_random.mrg_uniform`, which keeps the state.
+def uniform(state: torch.Tensor, jumps: torch.Tensor, count: int,
+            norm: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw `count` float32 numbers.
 
     Parameters
     ----------
@@ -145,15 +157,17 @@ def uniform(state: torch.Tensor, jumps: torch.Tensor, count: int, norm: float) -
 
     Returns
     -------
-    float32 tensor, shape (count,)
+    new_state : int32 tensor, shape (streams, 6)
+    numbers : float32 tensor, shape (count,)
     """
     streams = state.shape[0]
     numbers = torch.empty(count, dtype=torch.float32, device=state.device)
-    _kernel[(-(-streams // BLOCK), jumps.shape[0])](state, jumps, numbers, streams, count, norm,
-                                                    STEPS=STEPS, BLOCK=BLOCK)
-    return numbers
+    after = torch.empty_like(state)
+    kernel[(-(-streams // BLOCK), jumps.shape[0])](
+        state, jumps, numbers, after, streams, count, norm, STEPS=STEPS, BLOCK=BLOCK)
+    return after, numbers
 
 
 @uniform.register_fake
-def _(state, jumps, count, norm):  # what torch.compile needs to know
-    return state.new_empty(count, dtype=torch.float32)
+def _(state, jumps, count, norm):
+    return torch.empty_like(state), state.new_empty(count, dtype=torch.float32)
