@@ -2,6 +2,7 @@
 import importlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -43,10 +44,25 @@ def test_on_the_device(name, mode):
 
 @needs_torch
 @needs_triton
-def test_kernel_of_the_random_streams():
-    done = run([os.path.join(HERE, 'cuda', 'check_triton.py')], THEANO_TODAY_TORCH='cpu',
-               TRITON_INTERPRET='1', PYTHONPATH=ROOT)
-    assert done.returncode == 0 and done.stdout.endswith('equal\n'), done.stdout
+@pytest.mark.parametrize('name, mode, interpret', [
+    ('test_kernels', 'graph', '1'), ('test_compiled_kernels', 'eager', '0')])
+def test_kernels(name, mode, interpret):
+    """Triton's interpreter runs them; its compiler compiles them for three kinds of GPU."""
+    done = run(['-m', 'pytest', '-q', '-W', 'ignore', '-p', 'no:cacheprovider',
+                os.path.join(HERE, 'cuda', name + '.py')], THEANO_TODAY_TORCH='cpu',
+               THEANO_TODAY_CUDA=mode, TRITON_INTERPRET=interpret)
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert ' passed' in done.stdout and 'skipped' not in done.stdout
+
+
+@needs_torch
+@needs_triton
+def test_launches_of_a_training_step():
+    """What README says of the deck's net, counted."""
+    done = run([os.path.join(HERE, 'benchmarks', 'kernels.py')], '')
+    assert done.returncode == 0, done.stdout[-8000:]
+    kernels, size = re.search(r'(\d+) kernels, ([.\d]+) GB', done.stdout).groups()
+    assert int(kernels) <= 60 and float(size) <= 4
 
 
 @needs_torch

@@ -13,6 +13,7 @@ import torch
 from reference import on_device
 from theano.tensor.signal.pool import pool_2d
 from theano_today.cuda import convert, graphs, ops_nnet, storage
+from theano_today.cuda.kernels import elemwise, run
 from theano_today.cuda.storage import DeviceStorage
 
 X = np.arange(6, dtype='float32').reshape(2, 3)
@@ -122,8 +123,8 @@ def test_functions_go_on_after_a_failed_capture(monkeypatch, caplog):
         return original(look, *args)
 
     monkeypatch.setattr(graphs, 'Recording', broken)
-    if convert.device().type == 'cpu':  # Rerun runs nothing when it is made
-        monkeypatch.setattr(graphs, 'Rerun', lambda step: step())
+    if convert.device().type == 'cpu':  # where nothing runs before the first replay
+        monkeypatch.setattr(graphs, 'Rerun', lambda step: 1 / 0)
     with caplog.at_level(logging.WARNING):
         for n in range(5):
             assert f(X) == (X * (X + n)).sum()
@@ -318,6 +319,34 @@ def test_values_are_not_read_during_a_call(monkeypatch):
         assert not seen.wait(0.1)
     reader.join()
     assert seen.is_set()
+
+
+# ------------------------------------------------------------------------- Triton that does not work
+
+@pytest.mark.parametrize('error', [
+    RuntimeError('Failed to find C compiler. Please specify via CC environment variable.'),
+    PermissionError(13, 'Permission denied', '/root/.triton/cache'), ImportError('no triton')])
+def test_without_working_kernels(error, monkeypatch, caplog):
+    """PyTorch's own calls do the work, with one warning: in the warm-up, or in the first call."""
+    def fails(*args, **kwargs):
+        raise error
+
+    for name, value in dict(_installed=True, _failed=False, interpreted=lambda: True,
+                            from_source=fails, launch=fails).items():
+        monkeypatch.setattr(run, name, value)
+    monkeypatch.setattr(elemwise, 'from_source', fails)
+    x, w = tt.matrix(), theano.shared(X)
+    f = theano.function([x], tt.sqr(x * w + 1).sum(), updates=[(w, w * 0.5 + x)])
+    u = theano.sandbox.rng_mrg.MRG_RandomStreams(1).uniform((3, 2))
+    g, expected = theano.function([], u), X
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):
+            assert f(X) == np.square(X * expected + 1).sum()
+            expected = expected * np.float32(0.5) + X
+            np.testing.assert_array_equal(w.get_value(), expected)
+            assert 0 < g().mean() < 1
+    assert caplog.text.count('Triton cannot run kernels here') == 1
+    assert str(error).split('\n')[-1] in caplog.text
 
 
 # ------------------------------------------------------------------------------------ page locking

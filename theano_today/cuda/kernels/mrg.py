@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from ..convert import table
+from .run import launch
 
 STEPS = 32   # a chunk
 BLOCK = 128  # streams for one instance
@@ -140,10 +141,7 @@ def jumps_for(matrices, moduli, streams, count, device):
     return torch.tensor(rows, dtype=torch.int64).to(device)
 
 
-# torch.compile and who counts see it as one operation.
-@torch.library.custom_op('theano_today::mrg_uniform', mutates_args=())
-def uniform(state: torch.Tensor, jumps: torch.Tensor, count: int,
-            norm: float) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(state, jumps, count, norm):
     """Draw `count` float32 numbers.
 
     Parameters
@@ -163,9 +161,18 @@ def uniform(state: torch.Tensor, jumps: torch.Tensor, count: int,
     streams = state.shape[0]
     numbers = torch.empty(count, dtype=torch.float32, device=state.device)
     after = torch.empty_like(state)
-    kernel[(-(-streams // BLOCK), jumps.shape[0])](
-        state, jumps, numbers, after, streams, count, norm, STEPS=STEPS, BLOCK=BLOCK)
+    launch(kernel, (-(-streams // BLOCK), jumps.shape[0]), state, jumps, numbers, after, streams,
+           count, norm, STEPS=STEPS, BLOCK=BLOCK, reads=[state, jumps], writes=[after, numbers],
+           name='random numbers')
     return after, numbers
+
+
+# torch.compile sees it as one operation.
+@torch.library.custom_op('theano_today::mrg_uniform', mutates_args=())
+def uniform(state: torch.Tensor, jumps: torch.Tensor, count: int,
+            norm: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `draw`."""
+    return draw(state, jumps, count, norm)
 
 
 @uniform.register_fake
