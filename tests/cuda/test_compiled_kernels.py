@@ -14,12 +14,14 @@ from theano_today.cuda import convert, graphs
 from theano_today.cuda.kernels import run
 
 triton = pytest.importorskip('triton')
+from theano_today.cuda.kernels import dot, mrg  # noqa: E402
 
 pytestmark = pytest.mark.skipif(convert.device().type != 'cpu' or run.interpreted(),
                                 reason='on a GPU they run; the interpreter compiles nothing')
 
 POINTERS = {'torch.float32': '*fp32', 'torch.float64': '*fp64', 'torch.int32': '*i32',
             'torch.int64': '*i64', 'torch.bool': '*i1'}
+PRODUCTS = {'product', 'convolution', 'gradient of filters'}
 # Of Triton, not of a kernel.
 OPTIONS = ('enable_fp_fusion', 'num_warps', 'num_stages')
 
@@ -45,7 +47,17 @@ def kernels():
         types, constants = signature(launch)
         found[launch.kernel.src, tuple(types.items()), tuple(constants.items())] = launch
 
-    run.observers.append(note)
+    with pytest.MonkeyPatch.context() as patch:
+        run.observers.append(note)
+        ask_for_kernels()
+        patch.setenv('THEANO_TODAY_TF32', 'x3')
+        patch.setattr(dot, 'WORTH', 0)
+        ask_for_products()
+        run.observers.remove(note)
+    return list(found.values())
+
+
+def ask_for_kernels():
     lasagne.random.set_rng(np.random.RandomState(1))
     net = layers.InputLayer((None, 1, 13, 12))
     net = layers.Conv2DLayer(net, 3, 3)
@@ -64,11 +76,16 @@ def kernels():
         tt.sqrt(abs(z)) / 3 + tt.sgn(z), tt.clip(z, -1, 2.5) * tt.maximum(z, 0.1),
         tt.switch(tt.isnan(z) | (z > 1), tt.cast(k, 'float64'), z.T) * 2])
     f(np.zeros((4, 4)), np.zeros((4, 4), 'int32'))
-    from theano_today.cuda.kernels import mrg  # which PyTorch hides from fake tensors
-    with pretend.on_the_gpu():
+    with pretend.on_the_gpu():  # PyTorch hides it from fake tensors
         mrg.draw(torch.empty(7, 6, dtype=torch.int32), torch.empty(2, 18, dtype=torch.int64), 99, 0.5)
-    run.observers.remove(note)
-    return list(found.values())
+
+
+def ask_for_products():
+    x, y, image, w = tt.matrix(), tt.matrix(), tt.tensor4(), tt.tensor4()
+    out = tt.nnet.conv2d(image, w)
+    f = theano.function([x, y, image, w], [tt.dot(x, y)] + theano.grad((out ** 2).sum(), [image, w]))
+    f(np.zeros((3, 4), 'f'), np.zeros((4, 5), 'f'), np.zeros((2, 9, 6, 6), 'f'),
+      np.zeros((10, 9, 2, 2), 'f'))
 
 
 @pytest.mark.parametrize('capability', [80, 90, 100])
@@ -77,7 +94,7 @@ def test_kernels_compile(kernels, capability, tmp_path, monkeypatch):
     from triton.compiler import ASTSource
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     names = {launch.name.split(':')[0] for launch in kernels}
-    assert {'elementwise', 'pool', 'gradient of pool', 'random numbers'} <= names
+    assert {'elementwise', 'pool', 'gradient of pool', 'random numbers'} | PRODUCTS <= names
     assert len(kernels) >= 10
     for launch in kernels:
         types, constants = signature(launch)
@@ -87,7 +104,10 @@ def test_kernels_compile(kernels, capability, tmp_path, monkeypatch):
         assert compiled.asm['cubin'], launch.name
         ptx = compiled.asm['ptx']
         assert f'.target sm_{capability}' in ptx
-        if launch.name != 'random numbers':
+        if launch.name in PRODUCTS:
+            assert 'tf32' in ptx  # on the matrix units
+            assert compiled.metadata.shared <= 99 * 1024  # what the smallest of these GPUs has
+        elif launch.name != 'random numbers':
             assert 'fma.' not in ptx  # two roundings stay two
 
 

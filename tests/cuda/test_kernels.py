@@ -288,6 +288,54 @@ def test_filters_are_turned_while_they_are_read():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+# -------------------------------------------------------------------- products of TensorFloat-32
+
+@pytest.fixture
+def three_products(monkeypatch):
+    from theano_today.cuda.kernels import dot
+    monkeypatch.setenv('THEANO_TODAY_TF32', 'x3')
+    monkeypatch.setattr(dot, 'WORTH', 0)
+
+
+def assert_near(ours, theirs):
+    """To float32's digits: TensorFloat-32 alone would be wrong in the fourth."""
+    theirs = np.asarray(theirs, 'float64')
+    assert ours.dtype == 'float32' and ours.shape == theirs.shape
+    assert np.linalg.norm(ours - theirs) <= 2e-6 * np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize('m, k, n', [(5, 700, 9), (70, 40, 130), (64, 64, 64), (1, 1, 1)])
+def test_products(three_products, m, k, n):
+    x, y = tt.matrix(), tt.matrix()
+    f = theano.function([x, y], [tt.dot(x, y), tt.dot(y.T, x.T)])
+    a, b = floats(m, k), floats(k, n)
+    exact = a.astype('float64') @ b.astype('float64')
+    with launches() as names:
+        results = f(a, b)
+    assert names == ['product'] * 2
+    assert_near(results[0], exact)
+    assert_near(results[1], exact.T)
+
+
+@pytest.mark.parametrize('shape, filters, pad', [
+    ((2, 9, 7, 6), (10, 2, 2), 0), ((3, 8, 5, 9), (70, 3, 2), (1, 0)), ((2, 33, 6, 6), (8, 3, 3), 2)])
+def test_convolutions(three_products, shape, filters, pad):
+    x, w = tt.tensor4(), tt.tensor4()
+    out = tt.nnet.conv2d(x, w, border_mode=pad)
+    outputs = [out] + theano.grad((out ** 2).sum(), [x, w])
+    a, b = floats(*shape), floats(filters[0], shape[1], *filters[1:])
+    device = theano.function([x, w], outputs)
+    with launches() as names:
+        results = device(a, b)
+    assert names.count('convolution') == 2
+    assert names.count('gradient of filters') == (not pad)
+    x, w = tt.dtensor4(), tt.dtensor4()
+    out = tt.nnet.conv2d(x, w, border_mode=pad)
+    exact = theano.function([x, w], [out] + theano.grad((out ** 2).sum(), [x, w]), mode=C)
+    for ours, theirs in zip(results, exact(a.astype('float64'), b.astype('float64'))):
+        assert_near(ours, theirs)
+
+
 # -------------------------------------------------------------------------------- streams, whole nets
 
 @pytest.mark.parametrize('streams, count', [

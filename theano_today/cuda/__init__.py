@@ -15,6 +15,8 @@ indices.py      indices and labels, checked before they reach the GPU
 storage.py      where the values of shared variables live
 convert.py      the registry of converters, from Ops to functions of tensors
 ops_*.py        the converters
+fused.py        rewrites of the graph: fewer, larger Ops
+kernels/        these Ops in Triton
 ==============  ==================================================================================
 
 Environment variables
@@ -23,9 +25,10 @@ THEANO_TODAY_TORCH : ``cpu``
     Run the same programs on PyTorch's CPU device: for tests.
 THEANO_TODAY_CUDA : ``graph`` (default), ``compile``, ``eager``
     How programs run on a GPU, see `program`.
-THEANO_TODAY_TF32 : ``1``
-    Let matrix products and convolutions round their factors to 10 bits (TensorFloat-32): faster,
-    and no longer equal to the CPU's results in the fourth digit.
+THEANO_TODAY_TF32 : ``1``, ``x3``
+    1: let matrix products and convolutions round their factors to 10 bits (TensorFloat-32): faster,
+    and no longer equal to the CPU's results in the fourth digit.  x3: make each product of three such
+    (kernels/dot.py): float32 to its last digits.
 """
 import importlib.util
 import os
@@ -99,10 +102,11 @@ def install(name):
 
     from ..nets import batches
     from . import convert, linker, storage
+    from .kernels import run
     convert.use_device(name)
     if name != 'cpu':
         torch.cuda.set_device(name)
-        tf32 = os.environ.get('THEANO_TODAY_TF32') == '1'
+        tf32 = run.precision() == 'tf32'
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32
         # The same seed gives the same weights.

@@ -11,6 +11,7 @@ from theano.tensor.nnet import abstract_conv, nnet
 from theano.tensor.signal import pool
 
 from .convert import Unsupported, converts, table
+from .kernels.run import cannot, precision, with_kernel
 
 # ----------------------------------------------------------------------------------- convolutions
 
@@ -45,6 +46,19 @@ def _backward(op, gradient, image, filters, padding, mask):
         False, [0] * op.convdim, op.num_groups, mask)
 
 
+def _three_products(op, name, reference):
+    """The function `name` of kernels/dot.py where it is asked for and covers the Op."""
+    plain = op.convdim == 2 and tuple(op.subsample) == tuple(op.filter_dilation) == (1, 1) and \
+        op.num_groups == 1 and not op.filter_flip
+
+    def kernel(*arguments):
+        if not plain or precision() != 'tf32x3':
+            return cannot
+        from .kernels import dot
+        return getattr(dot, name)(*arguments)
+    return with_kernel(kernel, reference)
+
+
 def _checked(node):
     if node.op.unshared:
         raise Unsupported('the Op {} with unshared filters'.format(type(node.op).__name__))
@@ -54,14 +68,19 @@ def _checked(node):
 @converts(abstract_conv.AbstractConv)
 def _conv(node):
     op = _checked(node)
-    convolve = {2: F.conv2d, 3: F.conv3d}[op.convdim]
+    function = {2: F.conv2d, 3: F.conv3d}[op.convdim]
+
+    def reference(image, filters, padding):
+        return function(image, _turned(op, filters), None, op.subsample, padding,
+                        op.filter_dilation, op.num_groups)
+
+    convolve = _three_products(op, 'convolve', reference)
 
     def run(image, filters):
         padding, rest = _even(_paddings(op, filters.shape[2:]))
         if any(rest):
             image = F.pad(image, rest)
-        return convolve(image, _turned(op, filters), None, op.subsample, padding,
-                        op.filter_dilation, op.num_groups)
+        return convolve(image, filters, padding)
     return run
 
 
@@ -69,21 +88,33 @@ def _conv(node):
 def _conv_grad_weights(node):
     op = _checked(node)
 
+    def reference(image, gradient, size, padding):
+        shape = [gradient.shape[1], image.shape[1] // op.num_groups] + size
+        filters = image.new_empty(1).expand(shape)  # only its shape is looked at
+        result = _backward(op, gradient, image, filters, padding, [False, True, False])[1]
+        return _turned(op, result)
+
+    either = _three_products(op, 'conv_weight_gradient', reference)
+
     def run(image, gradient, size):
         size = [int(n) for n in size]
         padding, rest = _even(_paddings(op, size))
         if any(rest):
             image = F.pad(image, rest)
-        shape = [gradient.shape[1], image.shape[1] // op.num_groups] + size
-        filters = image.new_empty(1).expand(shape)  # only its shape is looked at
-        result = _backward(op, gradient, image, filters, padding, [False, True, False])[1]
-        return _turned(op, result)
+        return either(image, gradient, size, padding)
     return run
 
 
 @converts(abstract_conv.AbstractConv_gradInputs, host=[2])
 def _conv_grad_inputs(node):
     op = _checked(node)
+
+    def reference(gradient, filters, padding, shape):
+        image = gradient.new_empty(1).expand(shape)
+        return _backward(op, gradient, image, _turned(op, filters), padding,
+                         [True, False, False])[0]
+
+    either = _three_products(op, 'conv_input_gradient', reference)
 
     def run(filters, gradient, size):
         paddings = _paddings(op, filters.shape[2:])
@@ -99,9 +130,7 @@ def _conv_grad_inputs(node):
             raise ValueError('invalid input_shape for gradInputs: the given input_shape would '
                              'produce an output of shape {}, but the given topgrad has shape {}'
                              .format(tuple(expected), tuple(gradient.shape)))
-        image = gradient.new_empty(1).expand(shape)
-        result = _backward(op, gradient, image, _turned(op, filters), padding,
-                           [True, False, False])[0]
+        result = either(gradient, filters, padding, shape)
         for axis, n in enumerate(size):
             before = rest[-2 - 2 * axis]
             result = result.narrow(2 + axis, before, n)

@@ -8,6 +8,7 @@ from theano.tensor.sort import ArgSortOp, SortOp
 from theano.tensor.type_other import MakeSlice, NoneTypeT, SliceType
 
 from .convert import Unsupported, converts, device, table, torch_dtype
+from .kernels.run import cannot, precision, with_kernel
 
 
 def _ints(values):
@@ -326,7 +327,17 @@ def _product(x, y):
     if x.shape[-1] != y.shape[max(y.dim() - 2, 0)]:
         raise ValueError('Shape mismatch in a matrix product: {} and {}.'.format(
             tuple(x.shape), tuple(y.shape)))
-    return torch.matmul(x, y)
+    return _either(x, y)
+
+
+def _three_products(x, y):
+    if precision() != 'tf32x3' or x.dim() != 2 or y.dim() != 2:
+        return cannot
+    from .kernels import dot
+    return dot.product(x, y)
+
+
+_either = with_kernel(_three_products, torch.matmul)
 
 
 @converts(basic.Dot, blas.Dot22)

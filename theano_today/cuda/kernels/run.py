@@ -14,7 +14,7 @@ import os
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-__all__ = ['cannot', 'from_source', 'launch', 'observers', 'references', 'usable', 'with_kernel']
+__all__ = ['cannot', 'from_source', 'launch', 'observers', 'precision', 'references', 'usable', 'with_kernel']
 
 _log = logging.getLogger('theano_today.cuda')
 
@@ -35,6 +35,15 @@ _sources = {}
 def interpreted():
     """Whether kernels run in Triton's interpreter, hence on the CPU."""
     return os.environ.get('TRITON_INTERPRET') == '1'
+
+
+def precision():
+    """How products are rounded, from THEANO_TODAY_TF32: '' (float32), 'tf32' or 'tf32x3'."""
+    asked = os.environ.get('THEANO_TODAY_TF32', '')
+    choices = {'': '', '0': '', '1': 'tf32', 'x3': 'tf32x3'}
+    if asked not in choices:
+        raise ValueError(f'THEANO_TODAY_TF32={asked}: choose 0, 1 or x3.')
+    return choices[asked]
 
 
 def usable(tensors, traceable=False):
