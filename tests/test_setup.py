@@ -76,6 +76,14 @@ def test_default_flags(tmp_path):
     assert '-Dsgemm_=scipy_sgemm_' in cxxflags.split()
 
 
+def test_each_numpy_has_a_folder_of_compiled_modules(tmp_path):
+    import numpy
+    folder, = config(tmp_path, ['compiledir'])
+    assert folder.endswith('-numpy-' + numpy.__version__)
+    folder, = config(tmp_path, ['compiledir'], THEANO_FLAGS='compiledir_format=mine')
+    assert os.path.basename(folder) == 'mine'
+
+
 def test_theano_flags_of_the_user_win(tmp_path):
     values = config(tmp_path, ['floatX', 'gcc.cxxflags', 'blas.ldflags'],
                     THEANO_FLAGS='floatX=float64,gcc.cxxflags="-O1 -DMINE=1,2"')

@@ -68,12 +68,11 @@ def test_theano_types_as_dtypes():
 # ------------------------------------------------------------------------------------ Ops
 
 @MODES
-@pytest.mark.parametrize('dtype', [
+@pytest.mark.parametrize('dtype, shape, inc_shape', [(dtype, (6, 5), (8, 5)) for dtype in (
     'int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint32', 'uint64', 'float16', 'float32',
-    'float64', 'complex64', 'complex128'])
-@pytest.mark.parametrize('shape, inc_shape', [
-    ((6,), (8,)), ((6,), ()), ((6, 5), (8, 5)), ((6, 5), (5,)), ((6, 5), (8, 1)),
-    ((6, 2, 3, 4), (8, 2, 3, 4)), ((6, 2, 3, 4), (1, 3, 1)), ((6, 0), (8, 0))])
+    'float64', 'complex64', 'complex128')] + [('float32',) + shapes for shapes in (
+        ((6,), (8,)), ((6,), ()), ((6, 5), (5,)), ((6, 5), (8, 1)), ((6, 0), (8, 0)),
+        ((6, 2, 3, 4), (8, 2, 3, 4)), ((6, 2, 3, 4), (1, 3, 1)))])
 def test_increments(mode, dtype, shape, inc_shape):
     """Rows that are there several times, and negative ones, in memory in any order."""
     random = np.random.RandomState(0)
@@ -84,20 +83,20 @@ def test_increments(mode, dtype, shape, inc_shape):
         imag = random.randint(0, 7, shape) if 'complex' in dtype else 0
         return (real + 1j * imag if 'complex' in dtype else real).astype(dtype)
 
-    x, inc = numbers(shape[::-1]).T, numbers(inc_shape[::-1]).T
-    assert inc.size < 2 or x.ndim < 2 or not x.flags.c_contiguous or not x.size
-    a, b = T.TensorType(dtype, (False,) * x.ndim)(), T.TensorType(
-        dtype, tuple(n == 1 for n in inc.shape))()
+    x, inc = numbers(shape[::-1]).T, numbers(inc_shape[::-1]).T  # columns one after the other
+    a = T.TensorType(dtype, (False,) * x.ndim)()
+    b = T.TensorType(dtype, tuple(n == 1 for n in inc.shape))()
     i = T.lvector()
     both = theano.function([a, b, i], [T.inc_subtensor(a[i], b), T.set_subtensor(a[i], b)],
                            mode=mode)
-    added, put = both(x, inc, index)
-    expected = x.copy()
-    np.add.at(expected, index, inc)
-    np.testing.assert_array_equal(added, expected)
-    expected = x.copy()
-    expected[index] = inc
-    np.testing.assert_array_equal(put, expected)
+    for xs, incs in ((x, inc), (np.ascontiguousarray(x), np.array(inc, order='C'))):
+        added, put = both(xs, incs, index)
+        expected = xs.copy()
+        np.add.at(expected, index, incs)
+        np.testing.assert_array_equal(added, expected)
+        expected = xs.copy()
+        expected[index] = incs
+        np.testing.assert_array_equal(put, expected)
 
 
 def test_increments_out_of_bounds():
