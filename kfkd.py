@@ -478,7 +478,7 @@ def run():
 
 def main(argv=None):
     """Do what the command line says; return the exit status."""
-    args = command.parse(argv, __doc__, run, {  # step: function, what it takes, if not given, help
+    args = command.parse(argv, 'kfkd.py', __doc__, run, {  # function, what it takes, default, help
         'fit': (fit, '', None, 'train the first net'),
         'fit_specialists': (fit_specialists, 'NET', FNET, 'fine-tune six specialists from it'),
         'plot_learning_curves': (plot_learning_curves, 'NETS', FSPECIALISTS, 'draw RMSE and epoch'),

@@ -17,13 +17,15 @@ from .experiment import described
 from .net_files import by_columns
 
 
-def parse(argv, doc, everything, steps):
+def parse(argv, program, doc, everything, steps):
     """Parse the command line of a program.
 
     Parameters
     ----------
     argv : list of str or None
         Its words; those of this process where it is None.
+    program : str
+        The name of its file.
     doc : str
         What the program is, for ``-h``.
     everything : callable
@@ -38,8 +40,8 @@ def parse(argv, doc, everything, steps):
         step, its function and the arguments to call it with; config, fresh.
     """
     parser = argparse.ArgumentParser(
-        prog='python kfkd.py', description=doc,
-        usage='python kfkd.py [-h] [--config FILE] [--fresh] [STEP ...]',
+        prog='python ' + program, description=doc,
+        usage=f'python {program} [-h] [--config FILE] [--fresh] [STEP ...]',
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='Without a step: the first four, one after the other.')
     parser.add_argument('--config', metavar='FILE',
@@ -111,8 +113,7 @@ def report(run, load_nets, load2d, constants):
     pages.write_report(
         run, constants.FREPORT, lambda fname: by_columns(load_nets(fname), fname), tables.read_faces,
         load, [constants.FTRAIN, os.path.join(constants.DRAWN, 'training.csv')],
-        dict(described(vars(constants), os.path.join(constants.DATA, '..', 'kfkd.py')),
-             **constants.DECK))
+        dict(described(vars(constants), os.path.dirname(constants.DATA)), **constants.DECK))
 
 
 def patterns(constants):

@@ -351,9 +351,9 @@ def describe_constants(constants, leave_out=()):
                 value, tuple) and value and all(isinstance(part, (int, float)) for part in value))}
 
 
-def described(constants, program):
-    """Return the constants that a record has of a program: all but paths in its folder."""
-    return describe_constants(constants, paths_in(os.path.dirname(program), constants))
+def described(constants, folder):
+    """Return the constants that a record has of a program: all but paths in the program's folder."""
+    return describe_constants(constants, paths_in(folder, constants))
 
 
 def paths_in(folder, constants):

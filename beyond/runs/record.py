@@ -132,7 +132,7 @@ class Record:
     def write(self):
         """Write record.json and experiment.yaml as of now."""
         constants = vars(self.constants())
-        described = experiment.described(constants, self.program)
+        described = experiment.described(constants, os.path.dirname(self.program))
         self.content.update(constants=described, seconds=round(time.time() - self._start, 2))
         with replacing(os.path.join(self.folder, 'record.json')) as f:
             f.write(json.dumps(self.content, indent=1).encode())

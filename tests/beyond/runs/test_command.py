@@ -16,17 +16,17 @@ STEPS = {'fit': (print, '', None, 'train'), 'predict': (len, 'NETS', 'nets.pickl
     (['predict', 'other'], len, ['other']), (['compare', 'a', 'b'], max, ['a', 'b']),
     (['report', 'a'], min, ['a'])])
 def test_steps(words, function, arguments):
-    args = command.parse(words, 'Text.', sum, STEPS)
+    args = command.parse(words, 'p', 'Text.', sum, STEPS)
     assert (args.function, args.arguments) == (function, arguments)
     assert args.step == (words[0] if words else None) and not args.fresh and args.config is None
 
 
 def test_options_stand_before_the_step_and_fresh_behind_it_too():
     for words in ['--fresh', 'fit'], ['fit', '--fresh'], ['--fresh']:
-        assert command.parse(words, '', sum, STEPS).fresh
-    assert command.parse(['--config', 'f.yaml', 'fit'], '', sum, STEPS).config == 'f.yaml'
+        assert command.parse(words, 'p', '', sum, STEPS).fresh
+    assert command.parse(['--config', 'f.yaml', 'fit'], 'p', '', sum, STEPS).config == 'f.yaml'
     with pytest.raises(SystemExit):
-        command.parse(['predict', '--fresh'], '', sum, STEPS)
+        command.parse(['predict', '--fresh'], 'p', '', sum, STEPS)
 
 
 @pytest.mark.parametrize('error, status, words', [
