@@ -288,7 +288,7 @@ def test_dask_that_gives_a_task_up_is_not_waited_for(client, work, monkeypatch):
 
     monkeypatch.setattr(parallel, '_submit', give_up)
     training = parallel.Training('net', 'net.npz', lambda: (
-        stepwise.net(1, stepwise.Steps('steps')), *stepwise.data(1), {}))
+        stepwise.net(1, stepwise.Steps(os.path.abspath('steps'))), *stepwise.data(1), {}))
     assert parallel.side_by_side([training], -1) == [training]
     assert isinstance(training.error, parallel.TrainingError)
     assert 'given it up' in str(training.error)

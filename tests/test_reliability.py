@@ -266,7 +266,7 @@ def test_damaged_checkpoints(resumable, damage):
     damage(path)
     size, start = path.stat().st_size, time.time()
     with pytest.raises(CheckpointError, match='checkpoint-net.npz is no whole checkpoint .*--fresh'):
-        read(str(path))
+        read(str(path), 'with --fresh')
     assert time.time() < start + 5 and path.stat().st_size == size
 
 

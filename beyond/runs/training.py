@@ -53,7 +53,7 @@ class Training(parallel.Training):
         super().__init__(
             title, constants.FCHECKPOINT.format(name=name), lambda: self._with_settings(*prepare()),
             60 * constants.CHECKPOINT_MINUTES, pretrained,
-            _tensorboard(constants.TENSORBOARD, name).attached)
+            _tensorboard(constants.TENSORBOARD, name).attached, 'with --fresh')
 
     def _with_settings(self, net, X, y):
         return net, X, y, self.settings(X, y)
@@ -84,8 +84,8 @@ class Training(parallel.Training):
         if self.error is not None:
             raise self._elsewhere(net)
         try:
-            with Checkpoint(self.fname, net, self.settings(X, y), self.every) as checkpoint, \
-                    self.around(net):
+            with Checkpoint(self.fname, net, self.settings(X, y), self.every,
+                            self.fresh) as checkpoint, self.around(net):
                 yield
             if checkpoint.signum:
                 self.stopped = Stopped(checkpoint.signum)

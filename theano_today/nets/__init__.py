@@ -1,1 +1,1 @@
-"""Services for any net of nolearn: checkpoints, pickles that run nothing, trainings side by side."""
+"""Services for any nolearn net: checkpoints, pickles that run nothing, trainings side by side."""

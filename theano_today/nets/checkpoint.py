@@ -16,24 +16,15 @@ A checkpoint may fall between any two batches.  nolearn keeps the losses of an u
 local variables, so they are recorded here (`_Recorder`).  To go on in the middle of an epoch, that
 epoch is begun again from the state its batch iterator had at its start; the batches already done
 are drawn again, which brings the iterator to where it was, and answered from the record.
-
-The file is a NumPy archive (.npz, no pickles): arrays named by the BLAKE2 hash of their content, so
-that equal ones are written once, and a JSON text with everything else.
 """
 import contextlib
-import hashlib
-import io
 import json
 import os
 import platform
 import signal
-import struct
 import sys
 import time
 import types
-import zipfile
-import zlib
-from collections import OrderedDict
 
 import lasagne
 import numpy as np
@@ -41,23 +32,18 @@ import theano
 from nolearn.lasagne import BatchIterator
 from theano.compile import SharedVariable
 
-from .files import FileError, check_writable, locked, open_regular, replacing
+from .checkpoint_file import (
+    FRESH, STRANGE, VERSION, CannotPack, CheckpointError, digest, is_finished, pack, read, unpack,
+    write)
+from .files import FileError, check_writable, locked
 
 __all__ = ['Checkpoint', 'CheckpointError', 'Diverged', 'Stopped', 'check_settings', 'digest',
            'is_finished', 'stopping_on_signals']
 
-VERSION = 1
 STARTED = '%Y-%m-%d-%H%M%S'
-LARGEST_STATE = 1 << 25  # bytes of JSON: a hundred times what 3,000 epochs take
-# What comes up where a file holds other things than it should.
-_STRANGE = AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError
 HANDLERS = 'on_training_started', 'on_batch_finished', 'on_epoch_finished', 'on_training_finished'
 SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP')
            if hasattr(signal, name)]
-
-
-class CheckpointError(FileError):
-    """A checkpoint cannot be used; the message says why and what to do."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -116,189 +102,31 @@ def stopping_on_signals():
     return _handling(stop, SIGNALS[1:])
 
 
-# -------------------------------------------------------------------------- Python values as JSON
+# ------------------------------------------------------------------------------- the training
 
-def digest(*arrays):
-    """Return the BLAKE2 hash of arrays, their shapes and types, as 32 hexadecimal digits."""
-    hashed = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        array = np.ascontiguousarray(array)
-        hashed.update('{}{}'.format(array.dtype.str, array.shape).encode())
-        hashed.update(array.reshape(-1).view(np.uint8))
-    return hashed.hexdigest()
-
-
-class _CannotPack(TypeError):
-    pass
-
-
-def _pack(value, arrays):
-    """Return `value` as JSON has it, with its arrays in the dictionary `arrays` by their hash."""
-    if isinstance(value, np.generic) or isinstance(value, np.ndarray) and value.ndim == 0:
-        kind = 'scalar' if isinstance(value, np.generic) else '0-d array'
-        if value.dtype.kind in 'biuf':
-            return {kind: [value.dtype.str, value.item()]}
-    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':
-        # The order of the axes in memory decides which BLAS routine is called, hence the last bits.
-        axes = sorted(range(value.ndim), key=lambda axis: -abs(value.strides[axis]))
-        if not value.transpose(axes).flags.c_contiguous:
-            axes = list(range(value.ndim))
-        value = np.ascontiguousarray(value.transpose(axes))
-        name = digest(value)
-        arrays[name] = value
-        return {'array': [name, axes]}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if type(value) in (list, tuple):
-        return {type(value).__name__: [_pack(item, arrays) for item in value]}
-    if type(value) in (dict, OrderedDict):
-        return {type(value).__name__: [[_pack(key, arrays), _pack(item, arrays)]
-                                       for key, item in value.items()]}
-    if isinstance(value, np.random.RandomState):
-        return {'RandomState': _pack(value.get_state(), arrays)}
-    if isinstance(value, np.random.Generator):
-        return {'Generator': _pack(value.bit_generator.state, arrays)}
-    raise _CannotPack(type(value).__name__)
-
-
-def _unpack(node, arrays, old=None):
-    """Undo `_pack`.  Random generators are set in place in `old`, as others may share them."""
-    if not isinstance(node, dict):
-        return node
-    (kind, content), = node.items()
-    if kind == 'scalar':
-        return np.dtype(content[0]).type(content[1])
-    if kind == '0-d array':
-        return np.array(content[1], content[0])
-    if kind == 'array':
-        name, axes = content
-        return arrays[name].copy().transpose(np.argsort(axes))
-    if kind in ('list', 'tuple'):
-        return {'list': list, 'tuple': tuple}[kind](_unpack(item, arrays) for item in content)
-    if kind in ('dict', 'OrderedDict'):
-        return {'dict': dict, 'OrderedDict': OrderedDict}[kind](
-            (_unpack(key, arrays), _unpack(item, arrays)) for key, item in content)
-    state = _unpack(content, arrays)
-    if kind == 'RandomState':
-        old = old if isinstance(old, np.random.RandomState) else np.random.RandomState()
-        if state[0] != 'MT19937' or not 0 <= state[2] <= 624:  # NumPy would read out of bounds
-            raise ValueError('not the state of a RandomState')
-        old.set_state(state)
-        return old
-    if kind == 'Generator':
-        if not isinstance(old, np.random.Generator) or not 0 <= state['state'].get('pos', 0) <= 624:
-            raise ValueError('there is no random Generator to be set')
-        old.bit_generator.state = state
-        return old
-    raise ValueError('unknown kind {!r}'.format(kind))
-
-
-# ----------------------------------------------------------------------------------- the file
-
-def write(fname, state, arrays):
-    """Write a checkpoint: `state` as JSON has it, and the arrays it refers to by their hash."""
-    text = json.dumps(state).encode()
-    with replacing(fname) as f, zipfile.ZipFile(f, 'w', zipfile.ZIP_STORED) as archive:
-        archive.writestr('state-{}.json'.format(_text_digest(text)), text)
-        for name, array in arrays.items():
-            with archive.open(name + '.npy', 'w', force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
-
-
-def read(fname):
-    """Read what `write` has written, and check it against its hashes.
-
-    Returns
-    -------
-    state : dict
-    arrays : dict of str to ndarray
-
-    Raises
-    ------
-    CheckpointError
-        If the file is damaged or something else.  No code in it is run, and it takes no more
-        memory than its own size.
-    """
-    arrays, state = {}, None
-    try:
-        with open_regular(fname) as f, zipfile.ZipFile(f) as archive:
-            size = os.fstat(f.fileno()).st_size
-            if sum(info.file_size for info in archive.infolist()) > size:
-                raise ValueError('compressed or overlapping members')
-            for info in archive.infolist():
-                data = archive.read(info)
-                name, _, extension = info.filename.rpartition('.')
-                if extension == 'npy':
-                    arrays[name] = _read_array(data)
-                    if digest(arrays[name]) != name:
-                        raise ValueError('an array does not match its hash')
-                else:
-                    if len(data) > LARGEST_STATE or name != 'state-' + _text_digest(data):
-                        raise ValueError('the state does not match its hash')
-                    state = json.loads(data.decode())
-        if not isinstance(state, dict) or state.get('version') != VERSION:
-            raise ValueError('not version {} of the format'.format(VERSION))
-    except FileNotFoundError:
-        raise
-    except (OSError, EOFError, RuntimeError, SyntaxError, MemoryError, zipfile.BadZipFile,
-            zlib.error, struct.error) + _STRANGE as error:  # RuntimeError: encrypted
-        raise CheckpointError(
-            '{} is no whole checkpoint of this program ({}). Start anew with --fresh, or put the '
-            'right file in its place.'.format(fname, str(error) or type(error).__name__)) from error
-    return state, arrays
-
-
-def is_finished(fname):
-    """Whether there is a checkpoint of a training that has come to its end."""
-    try:
-        return bool(read(fname)[0].get('finished'))
-    except (FileNotFoundError, FileError):
-        return False
-
-
-def check_settings(fname, settings):
+def check_settings(fname, settings, fresh=FRESH):
     """Raise CheckpointError if there is a checkpoint of other settings, or a damaged one.
 
-    What belongs to the net itself is compared when its training begins.
+    What belongs to the net itself is compared when its training begins.  `fresh`: see `Checkpoint`.
     """
     try:
-        saved = read(fname)[0]
+        saved = read(fname, fresh)[0]
     except FileNotFoundError:
         return
     try:
         changes = _differences(saved['settings'], _as_in_file(dict(settings)))
-    except _STRANGE as error:
-        raise CheckpointError('{} has no settings ({}: {}). Start anew with --fresh.'.format(
-            fname, type(error).__name__, error)) from error
+    except STRANGE as error:
+        raise CheckpointError('{} has no settings ({}: {}). Start anew {}.'.format(
+            fname, type(error).__name__, error, fresh)) from error
     if changes:
-        raise _changed(fname, changes)
+        raise _changed(fname, changes, fresh)
 
 
-def _changed(fname, changes):
+def _changed(fname, changes, fresh):
     return CheckpointError(
         '{} is of a training with other settings: {}. Put them back to go on with it, or start '
-        'anew with --fresh.'.format(fname, '; '.join(changes)))
+        'anew {}.'.format(fname, '; '.join(changes), fresh))
 
-
-def _text_digest(text):
-    return hashlib.blake2b(text, digest_size=16).hexdigest()
-
-
-def _read_array(data):
-    """Read an .npy file from bytes; unlike `numpy.load`, take no more memory than it has bytes."""
-    f = io.BytesIO(data)
-    if np.lib.format.read_magic(f) != (1, 0):
-        raise ValueError('an array of another version of the .npy format')
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(f)
-    count = 1
-    for length in shape:
-        count *= length
-    if dtype.kind not in 'biuf' or fortran or count * dtype.itemsize != len(data) - f.tell():
-        raise ValueError('an array whose size is not the one it claims')
-    return np.frombuffer(data, dtype, offset=f.tell()).reshape(shape)
-
-
-# ------------------------------------------------------------------------------- the training
 
 class Checkpoint:
     """Context in which the training of a nolearn net writes checkpoints and goes on from one.
@@ -315,6 +143,8 @@ class Checkpoint:
     every : float
         Seconds from one checkpoint to the next.  It is more where writing is slow, so that it never
         takes more than `share` (1 %) of the time.
+    fresh : str
+        How the user starts anew, for messages: "Start anew ...".
 
     Attributes
     ----------
@@ -347,8 +177,8 @@ class Checkpoint:
     """
     share = 0.01
 
-    def __init__(self, fname, net, settings=(), every=300.):
-        self.fname, self.net, self.every = str(fname), net, every
+    def __init__(self, fname, net, settings=(), every=300., fresh=FRESH):
+        self.fname, self.net, self.every, self.fresh = str(fname), net, every, fresh
         self.settings = _as_in_file(dict(settings))
         self.signum, self.finished = None, False
         self.started = time.strftime(STARTED)
@@ -504,8 +334,8 @@ class Checkpoint:
             if name in left_out:
                 continue
             try:
-                packed[name] = _pack(value, arrays)
-            except _CannotPack as error:
+                packed[name] = pack(value, arrays)
+            except CannotPack as error:
                 name = '{}.{}'.format(type(thing).__name__, name)
                 if name not in self.reported:
                     print('# {} does not keep {} ({}).'.format(self.fname, name, error))
@@ -522,14 +352,14 @@ class Checkpoint:
             version=VERSION, started=self.started, written=time.strftime('%Y-%m-%d %H:%M:%S'),
             finished=self.finished,
             settings=self.settings, net_settings=self.net_settings, machine=_machine(),
-            history=_pack(list(net.train_history_), arrays),
-            weights=[_pack(param.get_value(borrow=True), arrays) for param in net.get_all_params()],
+            history=pack(list(net.train_history_), arrays),
+            weights=[pack(param.get_value(borrow=True), arrays) for param in net.get_all_params()],
             others=[] if self.finished else [
-                _pack(variable.get_value(borrow=True), arrays) for variable in self._others()],
-            shared={name: _pack(variable.get_value(borrow=True), arrays)
+                pack(variable.get_value(borrow=True), arrays) for variable in self._others()],
+            shared={name: pack(variable.get_value(borrow=True), arrays)
                     for name, variable in self._shared().items()},
             handlers=[self._attributes(handler, arrays) for handler in self.handlers],
-            outputs=_pack(self.recorder.outputs, arrays), random=_global_random(arrays),
+            outputs=pack(self.recorder.outputs, arrays), random=_global_random(arrays),
             epoch_start=epoch_start)
         write(self.fname, state, arrays)
         now = time.monotonic()
@@ -538,7 +368,7 @@ class Checkpoint:
     def _read(self):
         """Read the checkpoint, if there is one; check that it is of this training, and say so."""
         try:
-            saved, arrays = read(self.fname)
+            saved, arrays = read(self.fname, self.fresh)
         except FileNotFoundError:
             return
         try:
@@ -547,7 +377,7 @@ class Checkpoint:
             changes = _differences(saved['settings'], self.settings) or \
                 _differences(saved['net_settings'], self.net_settings)
             others = _differences(saved['machine'], _machine())
-            history = _unpack(saved['history'], arrays)
+            history = unpack(saved['history'], arrays)
             batches = len(saved['outputs']['list'])
             finished, written = bool(saved['finished']), str(saved['written'])
             started = saved.get('started', self.started)
@@ -555,10 +385,10 @@ class Checkpoint:
             if not all(np.isfinite(row[name]) for row in history
                        for name in ('epoch', 'train_loss', 'dur')):
                 raise ValueError('numbers are missing in the history')
-        except _STRANGE as error:
+        except STRANGE as error:
             raise self._strange(error) from error
         if changes:
-            raise _changed(self.fname, changes)
+            raise _changed(self.fname, changes, self.fresh)
         for change in others if not finished else ():
             print('# {}: {}. The result may differ in the last bits from that of an uninterrupted '
                   'training.'.format(self.fname, change))
@@ -572,8 +402,8 @@ class Checkpoint:
         self.started = started
 
     def _strange(self, error):
-        return CheckpointError('{} does not fit this net ({}: {}). Start anew with --fresh.'.format(
-            self.fname, type(error).__name__, error))
+        return CheckpointError('{} does not fit this net ({}: {}). Start anew {}.'.format(
+            self.fname, type(error).__name__, error, self.fresh))
 
     def _restore(self):
         """Set net, handlers and random streams to what they were."""
@@ -592,12 +422,12 @@ class Checkpoint:
                 raise ValueError('other handlers')
             for thing, attributes in zip(things, packed):
                 for name, node in attributes.items():
-                    vars(thing)[name] = _unpack(node, arrays, vars(thing).get(name))
-            self.recorder.outputs = _unpack(saved['outputs'], arrays)
+                    vars(thing)[name] = unpack(node, arrays, vars(thing).get(name))
+            self.recorder.outputs = unpack(saved['outputs'], arrays)
             self.recorder.to_replay = len(self.recorder.outputs)
-            _set_global_random([_unpack(node, arrays) for node in saved['epoch_start']['random']])
-            self.random = [_unpack(node, arrays) for node in saved['random']]
-        except _STRANGE as error:
+            _set_global_random([unpack(node, arrays) for node in saved['epoch_start']['random']])
+            self.random = [unpack(node, arrays) for node in saved['random']]
+        except STRANGE as error:
             raise self._strange(error) from error
         self.saved = None
 
@@ -648,7 +478,7 @@ def _set_values(variables, nodes, arrays):
         raise ValueError('{} arrays for {} variables'.format(len(nodes), len(variables)))
     for variable, node in zip(variables, nodes):
         old = variable.get_value(borrow=True)
-        new = _unpack(node, arrays)
+        new = unpack(node, arrays)
         if type(old) is not type(new) or isinstance(old, np.ndarray) and (
                 old.shape != new.shape or old.dtype != new.dtype):
             raise ValueError('an array of another shape or type')
@@ -661,7 +491,7 @@ def _global_streams():
 
 
 def _global_random(arrays):
-    return [_pack(stream, arrays) for stream in _global_streams()]
+    return [pack(stream, arrays) for stream in _global_streams()]
 
 
 def _set_global_random(streams):

@@ -1,7 +1,7 @@
 """Workers of Dask: those of a client that is there, or a cluster on this machine.
 
-The cluster is owned by a process of its own.  It lives as long as the standard input of that
-process is open.  Then, whether who has started it closes it or is dead, each training ends after its batch,
+A process of its own owns the cluster, which lives as long as the standard input of that process is
+open.  Then, whether who has started it closes it or is dead, each training ends after its batch,
 with its checkpoint written.
 
 A process of its own, because Dask's workers import the main program of the process that has their

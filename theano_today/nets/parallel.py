@@ -16,7 +16,6 @@ the workers are processes of this machine (`cluster`).
 """
 import contextlib
 import copy
-import io
 import os
 import sys
 import time
@@ -26,9 +25,10 @@ import lasagne
 import numpy as np
 
 from . import cluster
-from .checkpoint import SIGNALS, Checkpoint, Stopped, _handling, check_settings, is_finished
+from .checkpoint import SIGNALS, Stopped, _handling, check_settings, is_finished
 from .files import FileError, beside, replacing
 from .progress import Table
+from .training import Training
 
 __all__ = ['Training', 'TrainingError', 'side_by_side']
 
@@ -37,71 +37,6 @@ POLL = 0.2      # seconds from one look at the signals to the next
 
 class TrainingError(FileError):
     """A training has lost its workers; the message says how and what to do."""
-
-
-class Training:
-    """The training of a net, with its checkpoint.
-
-    Parameters
-    ----------
-    title : str
-        What messages call it.
-    fname : str
-        Its checkpoint.
-    prepare : callable
-        Returns ``(net, X, y, settings)``: the net as it is before its training, not initialized;
-        what its `fit` takes; the settings of its `Checkpoint`.  It is called when the training's
-        turn comes, and once more when a worker's result is taken over.
-    every : float
-        Seconds from one checkpoint to the next.
-    pretrained : NeuralNet, optional
-        The net takes its weights over (`load_params_from`).
-    around : callable, optional
-        From the net to a context in which it is trained, such as ``TensorBoard('runs').attached``.
-
-    Attributes
-    ----------
-    net : NeuralNet
-        As `prepare` has returned it, trained as far as `fit` has come.
-    checkpoint : Checkpoint
-        Tells after `fit` how it has ended.
-    error : Exception or None
-        What has stopped it elsewhere: `Diverged`, `TrainingError`, or whatever was raised.
-    """
-
-    def __init__(self, title, fname, prepare, every=300., pretrained=None, around=None):
-        self.title, self.fname, self.prepare = title, fname, prepare
-        self.every, self.pretrained, self.around = every, pretrained, around
-        self.net = self.checkpoint = self.error = None
-
-    def fit(self):
-        """Train the net, from its checkpoint on; return it.
-
-        Raises
-        ------
-        Diverged, CheckpointError, FileError
-            As `Checkpoint` does, or what has stopped the training on a worker.
-        """
-        self.net, X, y, settings = self.prepare()
-        if self.error is not None:
-            for name, value in getattr(self.error, 'shared', {}).items():  # of that moment
-                getattr(self.net, name).set_value(value)
-            raise self.error
-        return self._fit(X, y, settings)
-
-    def prepare_quietly(self):
-        """What `prepare` returns; what it prints is left to `fit`."""
-        with contextlib.redirect_stdout(io.StringIO()):
-            return self.prepare()
-
-    def _fit(self, X, y, settings):
-        if self.pretrained is not None:
-            self.net.load_params_from(self.pretrained)
-        self.checkpoint = Checkpoint(self.fname, self.net, settings, self.every)
-        around = self.around or contextlib.nullcontext
-        with self.checkpoint, around(self.net):
-            self.net.fit(X, y)
-        return self.net
 
 
 def side_by_side(trainings, jobs=-1, scale=1., unit='', verbose=1):
@@ -142,7 +77,7 @@ def side_by_side(trainings, jobs=-1, scale=1., unit='', verbose=1):
         return trainings
     for training in trainings:  # now, not when the others have been trained for hours
         if os.path.exists(training.fname):
-            check_settings(training.fname, training.prepare_quietly()[-1])
+            check_settings(training.fname, training.prepare_quietly()[-1], training.fresh)
     waiting = [training for training in trainings if not is_finished(training.fname)]
     if waiting:
         with cluster.client(jobs, len(waiting)) as (client, jobs):

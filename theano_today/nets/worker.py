@@ -74,7 +74,7 @@ def work(payload, saved, seen, topic):
         stack.callback(_here.remove, training)
         with contextlib.redirect_stdout(_Lines(lambda line: say(line=line))):
             try:
-                training._fit(X, y, settings)
+                training.fit_prepared(X, y, settings)
             except Diverged as error:
                 error.shared = {name: value.get_value() for name, value in vars(net).items()
                                 if isinstance(value, SharedVariable) and value.ndim == 0}
