@@ -12,7 +12,7 @@ from data import tables
 from theano_today.nets.checkpoint import stopping_on_signals
 from theano_today.nets.files import FileError
 
-from .. import report as pages
+from . import report as pages
 from .experiment import described
 from .net_files import by_columns
 

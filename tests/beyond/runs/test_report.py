@@ -9,13 +9,14 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import jinja2
 import kfkd
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from beyond import page
 from beyond.runs import compare, net_files, record
+from beyond.runs import report as pages
 from data import make_faces
 from PIL import Image
 from sklearn.utils import shuffle
@@ -523,10 +524,19 @@ def test_nothing_there(work, capsys):
 # ------------------------------------------------------------------------------------------- parts
 
 def test_text_is_escaped():
-    element = page.E('p', '<i>&', page.E('b', 'x'), 3, ' <', None, title='"<\'&')
-    assert page.html(element) == (
-        b'<!DOCTYPE html>\n<p title="&quot;<\'&amp;">&lt;i&gt;&amp;<b>x</b>3 &lt;</p>\n')
-    assert page.html(page.E('p', '\ud800')).endswith(b'<p>&#55296;</p>\n')
+    evil = '<i>"&\''
+    template = pages.environment().from_string('<p title="{{ a }}">{{ a }}{{ b }}</p>')
+    assert template.render(a=evil, b=pages.code(evil)) == (
+        '<p title="&lt;i&gt;&#34;&amp;&#39;">&lt;i&gt;&#34;&amp;&#39;'
+        '<code>&lt;i&gt;&#34;&amp;&#39;</code></p>')
+    with pytest.raises(jinja2.UndefinedError):  # a slip in the template
+        template.render(a=evil)
+
+
+def test_halves_of_characters(copy):
+    """JSON may hold them, UTF-8 may not."""
+    made = report(copy, message='\ud800')
+    assert '&#55296;' in made.source
 
 
 @pytest.mark.skipif(not CHROMIUM, reason='there is no Chromium')

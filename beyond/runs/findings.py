@@ -10,14 +10,14 @@ import numpy as np
 
 from theano_today.nets.files import FileError
 
-from .runs.record import sha256
+from .record import sha256
 
 SAMPLES = 12                    # training faces kept to be shown
 EXTREMES = 6                    # best, and worst, validation faces of the first net
 EXTREMES_OF_SPECIALISTS = 3
 
 
-class Faces(object):
+class Faces:
     """The training faces of a run, if they are still what they were.
 
     Attributes
@@ -78,7 +78,7 @@ class Faces(object):
         return self._lines.get(hashlib.sha1(np.ascontiguousarray(image).tobytes()).digest())
 
 
-class Net(object):
+class Net:
     """A net of a record.
 
     Attributes
@@ -133,7 +133,7 @@ class Net(object):
                 type(error).__name__, str(error).strip().split('\n')[0][:200])
 
 
-class Validation(object):
+class Validation:
     """What a net finds in the faces that its own training kept for validation; all in pixels.
 
     Attributes
@@ -185,7 +185,7 @@ def find_nets(folder, record, load_nets, faces, scale):
     ----------
     folder : str
     record : dict
-        As `beyond.records.read` returns it.
+        As `compare.read` returns it.
     load_nets : callable
         From the name of a file to its nets: a dictionary of NeuralNet by their columns.
     faces : Faces
