@@ -358,8 +358,9 @@ def described(constants, folder):
 
 def paths_in(folder, constants):
     """Names of the constants that are paths in a folder of this machine: not for other machines."""
+    inside = os.path.join(os.path.abspath(folder), '')
     return [name for name, value in constants.items()
-            if isinstance(value, str) and value.startswith(os.path.abspath(folder))]
+            if isinstance(value, str) and os.path.join(value, '').startswith(inside)]
 
 
 def describe_net(net, leave_out=()):
