@@ -25,6 +25,7 @@ from importlib import metadata
 import numpy as np
 import pandas as pd
 
+from theano_today.nets.checkpoint import processor
 from theano_today.nets.files import FileError, open_regular, replacing
 
 from . import experiment
@@ -155,7 +156,10 @@ class Record:
                 raise FileError(f'{folder} cannot be made: {error.strerror}.') from error
             break
         self.folder = folder
-        self.content.update(machine=_machine(), versions=_versions())
+        self.content.update(versions=_versions(), machine=dict(
+            system=platform.platform(), processor=processor(), cores=os.cpu_count(),
+            threads=os.environ.get('OMP_NUM_THREADS', 'all'),
+            theano_flags=os.environ.get('THEANO_FLAGS', '')))
         self.files.append(self.program)
         print(f'The record of this run is in {folder}.')
 
@@ -215,16 +219,6 @@ def sha256(fname):
 
 def _number(value):
     return None if not np.isfinite(value) else round(float(value), 6)
-
-
-def _machine():
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError), open('/proc/cpuinfo') as f:
-        model = next((line.partition(':')[2].strip() for line in f if line.startswith('model name')),
-                     model)
-    return dict(system=platform.platform(), processor=model, cores=os.cpu_count(),
-                threads=os.environ.get('OMP_NUM_THREADS', 'all'),
-                theano_flags=os.environ.get('THEANO_FLAGS', ''))
 
 
 def _versions():

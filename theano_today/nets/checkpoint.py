@@ -38,7 +38,7 @@ from .checkpoint_file import (
 from .files import FileError, check_writable, locked
 
 __all__ = ['Checkpoint', 'CheckpointError', 'Diverged', 'Stopped', 'check_settings', 'digest',
-           'is_finished', 'stopping_on_signals']
+           'is_finished', 'processor', 'stopping_on_signals']
 
 STARTED = '%Y-%m-%d-%H%M%S'
 HANDLERS = 'on_training_started', 'on_batch_finished', 'on_epoch_finished', 'on_training_finished'
@@ -528,12 +528,17 @@ def _is_plain(value):
     return value is None or type(value) in (bool, int, float, str)
 
 
+def processor():
+    """The model of this machine's processor."""
+    with contextlib.suppress(OSError), open('/proc/cpuinfo') as f:
+        for line in f:
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def _machine():
     """What else the last bits of a training depend on."""
-    processor = platform.machine()
-    with contextlib.suppress(OSError), open('/proc/cpuinfo') as f:
-        names = [line.split(':')[1].strip() for line in f if line.startswith('model name')]
-        processor = (names or [processor])[0]
     cores = os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count())
     return {
         'the number of threads (OMP_NUM_THREADS)':
@@ -541,7 +546,7 @@ def _machine():
         'the version of Python': platform.python_version(),
         'the version of NumPy': np.__version__,
         'the version of Theano': theano.__version__,
-        'the processor': processor,
+        'the processor': processor(),
     }
 
 

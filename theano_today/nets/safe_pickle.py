@@ -329,13 +329,10 @@ class _Unpickler(pickle._Unpickler):
     def load_build(self):
         state = self.stack.pop()
         thing = self.stack[-1]
-        for kind, builder in _BUILDERS:
-            if isinstance(thing, kind):
-                break
-        else:
-            if type(thing) not in self.table.values():
-                _refuse('attributes for a {}'.format(type(thing).__name__))
-            builder = _build_object
+        builder = next((builder for kind, builder in _BUILDERS if isinstance(thing, kind)),
+                       _build_object)
+        if builder is _build_object and type(thing) not in self.table.values():
+            _refuse('attributes for a {}'.format(type(thing).__name__))
         builder(thing, state)
 
     def load_append(self):
