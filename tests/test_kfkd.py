@@ -496,6 +496,9 @@ def test_training_without_validation(files, small_net, monkeypatch, capsys):
     assert [len(part) for part in net.train_split(X, y, net)] == [8, 0, 8, 0]
     run, = files[0].glob('runs/*')
     assert kfkd.main(['compare', str(run), str(run)]) == 0
+    assert kfkd.main(['report', str(run)]) == 0
+    page, = files[0].glob('report-*.html')
+    assert 'no face was kept for it' in page.read_text()
 
 
 @pytest.mark.parametrize('value', [-0.1, 0.7, 1, 20])

@@ -155,6 +155,8 @@ class Validation:
     """
     def __init__(self, model, X, y, scale, line, extremes):
         X_train, X_valid, y_train, y_valid = model.train_split(X, y, model)
+        if len(X_valid) == 0:
+            raise FileError('It has been trained without validation: no face was kept for it.')
         found = model.predict(X_valid)
         if found.shape != y_valid.shape or not np.isfinite(found).all():
             raise ValueError('it does not answer with {} numbers a face'.format(y.shape[1]))
