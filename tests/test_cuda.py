@@ -32,7 +32,7 @@ def run(args, flags='device=cuda', **environment):
 @pytest.mark.parametrize('name, mode', [
     ('test_ops', 'eager'), ('test_nets', 'graph'), ('test_semantics', 'eager'),
     ('test_semantics', 'graph'), ('test_feeding', 'graph'), ('test_pretend', 'eager'),
-    ('test_faults', 'graph')])
+    ('test_faults', 'graph'), ('test_compile', 'compile')])
 def test_on_the_device(name, mode):
     """The tests in tests/cuda; with 'graph', all but the calls of CUDA that capture a graph."""
     done = run(['-m', 'pytest', '-q', '-W', 'ignore', '-p', 'no:cacheprovider',

@@ -139,6 +139,22 @@ def test_functions_go_on_after_a_failed_capture(monkeypatch, caplog):
 # ----------------------------------------------------------------------------- addresses in graphs
 
 @recorded
+def test_replays_are_eager_calls_bit_for_bit(monkeypatch):
+    results = []
+    for mode in 'graph', 'eager':
+        monkeypatch.setenv('THEANO_TODAY_CUDA', mode)
+        stream = theano.sandbox.rng_mrg.MRG_RandomStreams(3)
+        x, w, v = tt.matrix(), theano.shared(X), theano.shared(X * 0)
+        cost = tt.sqr(x * w * (stream.uniform(x.shape) < 0.5) - 1).sum()
+        step = 0.9 * v - 0.1 * theano.grad(cost, w)
+        f = theano.function([x], cost, updates=[(v, step), (w, w + step)])
+        results.append([f(X + n) for n in range(8)] + [w.get_value(), v.get_value()])
+        assert bool(recordings(f)) == (mode == 'graph')
+    for ours, theirs in zip(*results):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@recorded
 def test_a_variable_that_is_only_written():
     x, w = tt.matrix(), theano.shared(X)
     f = theano.function([x], x.sum(), updates=[(w, x * 2)])

@@ -53,7 +53,7 @@ def test_streams_that_others_draw_from_keep_their_order(stream):
     lasagne.random.set_rng(np.random if stream == 'numpy' else np.random.RandomState(7))
     expected = np.random.RandomState(7).uniform(size=8)
     shared = lasagne.random.get_rng()
-    for n, (Xb, yb) in enumerate(Slow(10, shared)(X, Y)):
+    for n, (Xb, _) in enumerate(Slow(10, shared)(X, Y)):
         np.testing.assert_array_equal(Xb, X[10 * n:10 * n + 10] + np.float32(expected[2 * n]))
         assert shared.uniform() == expected[2 * n + 1]
     assert n == 3
@@ -63,12 +63,12 @@ def test_errors_come_out_and_no_thread_stays():
     threads = threading.active_count()
     seen = []
     with pytest.raises(KeyError, match='the fourth batch'):
-        for Xb, yb in Slow(10)(X):
+        for Xb, _ in Slow(10)(X):
             seen.append(len(Xb))
     assert seen == [10, 10, 10]
-    for batch in Slow(10)(X, Y):
-        break
-    del batch
+    batches = Slow(10)(X, Y)
+    next(iter(batches))
+    del batches
     assert threading.active_count() == threads
     assert list(Slow(10)(X[:0], Y[:0])) == []
 

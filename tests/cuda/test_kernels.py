@@ -147,7 +147,7 @@ def test_updates_in_place(rule):
         values = np.random.RandomState(1)
         step(values.randn(4, 6).astype('f') / 9)
         buffers = [s.buffer for s in step.fn.input_storage[1:]] if mode is None else []
-        for n in range(6):
+        for _ in range(6):
             with launches() as names:
                 step(values.randn(4, 6).astype('f') / 9)
         weights.append(w.get_value())

@@ -133,7 +133,7 @@ def product(x, y):
 
 def convolve(image, filters, padding):
     """The correlation of images with filters: stride 1, zeros before and after each axis."""
-    (batch, channels, height, width), (count, _, kh, kw) = image.shape, filters.shape
+    (channels, height, width), (count, _, kh, kw) = image.shape[1:], filters.shape
     rows, columns = height + 2 * padding[0] - kh + 1, width + 2 * padding[1] - kw + 1
     if not _covers(image, filters) or rows <= 0 or columns <= 0 or kh * kw > 25 or channels < 8:
         return cannot

@@ -52,7 +52,7 @@ def _wrap(x, modulus):
 
 
 @triton.jit
-def kernel(state, jumps, numbers, after, streams, count, norm, STEPS: tl.constexpr,
+def kernel(state, jumps, numbers, after, streams, chunks, count, norm, STEPS: tl.constexpr,
            BLOCK: tl.constexpr):
     stream = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     chunk = tl.program_id(1)
@@ -93,7 +93,7 @@ def kernel(state, jumps, numbers, after, streams, count, norm, STEPS: tl.constex
         tl.store(numbers + position, difference.to(tl.int32).to(tl.float32) * norm,
                  mask=inside & goes_on)
         position += streams
-    last = inside & (chunk == tl.num_programs(1) - 1)
+    last = inside & (stream * 0 + chunk == chunks - 1)
     new = after + stream * 6
     tl.store(new, x11.to(tl.int32), mask=last)
     tl.store(new + 1, x12.to(tl.int32), mask=last)
@@ -161,7 +161,8 @@ def draw(state, jumps, count, norm):
     streams = state.shape[0]
     numbers = torch.empty(count, dtype=torch.float32, device=state.device)
     after = torch.empty_like(state)
-    launch(kernel, (-(-streams // BLOCK), jumps.shape[0]), state, jumps, numbers, after, streams,
+    chunks = jumps.shape[0]
+    launch(kernel, (-(-streams // BLOCK), chunks), state, jumps, numbers, after, streams, chunks,
            count, norm, STEPS=STEPS, BLOCK=BLOCK, reads=[state, jumps], writes=[after, numbers],
            name='random numbers')
     return after, numbers
