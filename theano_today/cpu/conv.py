@@ -215,9 +215,12 @@ class ConvPool(_Conv):
                 !allocate(&{out}, l.N, l.O, l.PH, l.PW, {params}->channels_last)) {fail}
             uint8_t* masks = NULL;
             {save_masks}
-            conv::forward(l, images_of({x}), images_of({W}), (const float*)PyArray_DATA({b}),
-                          PyArray_STRIDE({b}, 0) / (npy_intp)sizeof(float), images_of({u}),
-                          images_of({out}), masks);
+            if (!conv::forward(l, images_of({x}), images_of({W}), (const float*)PyArray_DATA({b}),
+                               PyArray_STRIDE({b}, 0) / (npy_intp)sizeof(float), images_of({u}),
+                               images_of({out}), masks)) {{
+                PyErr_NoMemory();
+                {fail}
+            }}
         }}
         """.format(x=inputs[0], W=inputs[1], b=inputs[2], u=inputs[3], out=outputs[0],
                    params=sub['params'], fail=sub['fail'], save_masks="""
@@ -298,9 +301,12 @@ class ConvPoolGrad(_Conv):
             dw = (float*)PyArray_DATA({0}), db = (float*)PyArray_DATA({1});
             """.format(*outputs)
         code += """
-            conv::backward(l, x, images_of({W}), (const float*)PyArray_DATA({b}),
-                           PyArray_STRIDE({b}, 0) / (npy_intp)sizeof(float),
-                           (const uint8_t*)PyArray_DATA({masks}), images_of({g}), dx, dw, db);
+            if (!conv::backward(l, x, images_of({W}), (const float*)PyArray_DATA({b}),
+                                PyArray_STRIDE({b}, 0) / (npy_intp)sizeof(float),
+                                (const uint8_t*)PyArray_DATA({masks}), images_of({g}), dx, dw, db)) {{
+                PyErr_NoMemory();
+                {fail}
+            }}
         }}
         """
         return code.format(x=x, W=W, b=b, masks=masks, g=g, params=sub['params'], fail=sub['fail'])

@@ -104,11 +104,12 @@ class Pieces {
     int count;
 
     void plan(long rows, long columns) {
+        count = 0;
+        if (!columns) return;    // an image without channels
         const long cuts = (columns + ACCUMULATORS - 1) / ACCUMULATORS;
         long height = 1;
         if (cuts == 1) height = ACCUMULATORS / columns < MOST_ROWS ? ACCUMULATORS / columns : MOST_ROWS;
         piece = buffer.get<Piece>(rows * cuts);
-        count = 0;
         for (long i = 0; i < rows; i += height)
             for (long c = 0; c < cuts; c++) {
                 const long begin = columns * c / cuts, end = columns * (c + 1) / cuts;
@@ -220,45 +221,26 @@ static void dense_gradient_exact(const Layer& l, const Filters& f, const float* 
 }
 
 // ---- from the conv output to image, filters and bias ----
+//
+// A walk over one image goes through its conv outputs, a strip of rows at a time:
+//
+//     windows / dense ──► Strip: lists ──► add_to_image     dx
+//            │                        └──► Sums::add        dw, where filters are large
+//            └──── rows of gradients ────► Sums::add_row    dw, where they are small
+//
+// Garbage lanes: vectors of filters run over O rounded up to whole vec (O_stride), so reading a pixel's gradients may
+// run into the next pixel's. The lanes from O on never count: in all bits they are zero, and sums of them are not read.
 
-// One thread's sums over its images.
-struct Sums {
-    float* dw;     // [O][KH][segment_stride]
-    double* db;    // [O], in float64 as Theano sums
+// The gradients of one conv output that are not zero, and the pixels that it saw.
+struct Output {
+    Entry *begin, *end;
+    int32_t offset;
 };
 
-// Walks over the conv outputs of one image, a strip of rows at a time, and sorts the gradients that are not zero into
-// lists: by conv output for dx, and by filter for dw. The gradients are computed from the lists when the strip is
-// complete. A strip is as many rows as keep its part of the image in L1.
-class Walk {
-    struct Output {         // one conv output with its list
-        Entry *begin, *end;
-        int32_t offset;     // of the pixels it saw
-    };
-
-    const Layer& l;
-    const Filters& f;
-    const Plan& plan;
-    const float* image;
-    float* dx;
-    const Sums& sums;
-    const bool exact;
-    const bool by_list, by_row;    // how to compute dw, if at all
-    const long row;         // floats in a row of the padded image
-    const long filter;      // floats of one filter in f.backward and dw
-    Entry* output_entries;  // the lists of the strip's conv outputs, for dx
-    Output *outputs, *outputs_end;
-    Entry* filter_entries;  // the lists of the filters, for dw; each has room for `capacity` entries
-    Entry** ends;           // of the filters' lists
-    long capacity;
-    float* values;          // of one pooling window, [O_stride]
-    int32_t* offsets;       // of the pixels that the maxima saw, [O_stride]
-    float* db;              // [O_stride]
-    float* dw_rows;         // dw by RowKernel, [KH * segment][O_stride]
-    uint8_t* alive;         // [plane_bytes]
-    uint32_t* filter_offsets;    // of the filters in f.backward, [O_stride]
-
-    int32_t offset_of(long y, long x) const { return (int32_t)(y * l.stride_h * row + x * l.stride_w * l.C); }
+// The gradients of a strip that are not zero, in lists: by conv output for dx, by filter for dw.
+class Strip {
+    const long O, filter_capacity;
+    const uint32_t* filter_offsets;    // of the filters in Filters::backward, [O_stride]
 
     // Calls f(filter) for each bit.
     template <class Function>
@@ -270,122 +252,221 @@ class Walk {
         }
     }
 
+   public:
+    const bool by_output, by_filter;
+    Output *outputs, *outputs_end;
+    Entry *output_entries, *filter_entries, **ends;    // ends[o]: of the list of filter o
+
+    // For at most `most` conv outputs.
+    Strip(const Layer& l, long most, bool by_output, bool by_filter)
+        : O(l.O), filter_capacity(most + 8),    // + 8: lists do not all begin at the same place in the cache
+          by_output(by_output), by_filter(by_filter) {
+        Scratch& s = scratch();
+        uint32_t* offsets = s.filter_offsets.get<uint32_t>(l.O_stride);
+        for (long o = 0; o < l.O_stride; o++) offsets[o] = (uint32_t)(o * l.KH * l.segment_stride);
+        filter_offsets = offsets;
+        output_entries = s.output_entries.get<Entry>(by_output ? O * most + LANES : 0);
+        outputs = s.outputs.get<Output>(most + 1) + 1;    // outputs[-1].end: where the first list begins
+        filter_entries = s.filter_entries.get<Entry>(by_filter ? O * filter_capacity : 0);
+        ends = s.ends.get<Entry*>(O);
+        clear();
+    }
+
+    void clear() {
+        outputs_end = outputs;
+        outputs_end[-1].end = output_entries;
+        for (long o = 0; o < O; o++) ends[o] = list(o);
+    }
+
+    Entry* list(long filter) const { return filter_entries + filter * filter_capacity; }
+
     // The list of one conv output: gradients `values` of the filters in `bits`.
     void add_output(const float* values, const uint8_t* bits, int32_t offset) {
         Entry* const first = outputs_end[-1].end;
         Entry* last = first;
-        for (long c = 0; c < l.O; c += LANES)
+        for (long c = 0; c < O; c += LANES)
             last += compress_pairs(load_bits(bits, (int)c), load(values + c), load(filter_offsets + c), last);
         if (last != first) *outputs_end++ = Output{first, last, offset};
     }
 
-    // The same gradients for the lists of their filters.
+    // The same gradients for the lists of their filters: all from one conv output, or each from its own.
     void add_to_filters(const float* values, const uint8_t* bits, int32_t offset) {
         Entry** const end = ends;
-        for_each(bits, l.O, [=](int o) { *end[o]++ = Entry{values[o], offset}; });
+        for_each(bits, O, [=](int o) { *end[o]++ = Entry{values[o], offset}; });
+    }
+    void add_to_filters(const float* values, const uint8_t* bits, const int32_t* offsets) {
+        Entry** const end = ends;
+        for_each(bits, O, [=](int o) { *end[o]++ = Entry{values[o], offsets[o]}; });
+    }
+};
+
+// dx of a strip, added to an image with rows of `row` floats.
+static void add_to_image(const Layer& l, const Filters& f, const Plan& plan, const Strip& strip, long row, float* dx) {
+    // Piece by piece: that part of all filters stays in the cache.
+    for (int i = 0; i < plan.lists.count; i++) {
+        const Pieces<ListKernel>::Piece& p = plan.lists.piece[i];
+        const float* base = f.backward + p.row * l.segment_stride + p.column * LANES;
+        float* to = dx + p.row * row + p.column * LANES;
+        for (const Output* o = strip.outputs; o != strip.outputs_end; o++)
+            p.run(o->begin, o->end - o->begin, base, l.segment_stride, to + o->offset, row);
+    }
+}
+
+// The same without the zeros that fill a row of the filter up to whole vectors: NaN * 0 must not reach the next pixel.
+static void add_to_image_exact(const Layer& l, const Filters& f, const Plan& plan, const Strip& strip, long row,
+                               float* dx) {
+    const long filter = l.KH * l.segment_stride;
+    float* sum = scratch().exact.get<float>(filter);
+    for (const Output* o = strip.outputs; o != strip.outputs_end; o++) {
+        memset(sum, 0, filter * sizeof(float));
+        accumulate(plan.lists, o->begin, o->end - o->begin, f.backward, l.segment_stride, sum, l.segment_stride);
+        for (long i = 0; i < l.KH; i++)
+            for (long k = 0; k < l.segment; k++) dx[o->offset + i * row + k] += sum[i * l.segment_stride + k];
+    }
+}
+
+// One thread's sums over its images.
+//
+// The gradients of some conv outputs are added up in float32, then that part of the sum goes on to float64: the error
+// does not grow with the number of images and pixels. (db is summed in float64 as Theano does.)
+class Sums {
+    const Layer& l;
+    const Plan& plan;
+    float* part;      // of dw: [O][KH][segment_stride], or with Plan::few [KH * segment][O_stride]
+    double* whole;    // the same
+    long outputs = 0;
+    const long most;
+
+   public:
+    double* db;       // [O_stride]
+
+    static long size(const Layer& l, const Plan& plan) {
+        return plan.few ? l.KH * l.segment * l.O_stride : l.O * l.KH * l.segment_stride;
+    }
+    static long memory(const Layer& l, const Plan& plan) { return 3 * size(l, plan) + 2 * l.O_stride; }    // floats
+
+    // Zeros, in `memory` floats.
+    Sums(const Layer& l, const Plan& plan, double* memory)
+        : l(l), plan(plan), most(size(l, plan) > 100000 ? 2048 : 1024) {    // conv outputs
+        db = memory;
+        whole = db + l.O_stride;
+        part = (float*)(whole + size(l, plan));
+        memset(memory, 0, Sums::memory(l, plan) * sizeof(float));
     }
 
-    void finish_strip() {
-        if (dx && exact && l.segment != l.segment_stride) {
-            add_exact();
-        } else if (dx) {
-            // Piece by piece: that part of all filters stays in L1.
-            for (int i = 0; i < plan.lists.count; i++) {
-                const Pieces<ListKernel>::Piece& p = plan.lists.piece[i];
-                const float* base = f.backward + p.row * l.segment_stride + p.column * LANES;
-                float* to = dx + p.row * row + p.column * LANES;
-                for (const Output* o = outputs; o != outputs_end; o++)
-                    p.run(o->begin, o->end - o->begin, base, l.segment_stride, to + o->offset, row);
-            }
-        }
-        if (by_list)
-            for (long o = 0; o < l.O; o++) {
-                Entry* list = filter_entries + o * capacity;
-                if (ends[o] != list)
-                    accumulate(plan.lists, list, ends[o] - list, image, row, sums.dw + o * filter, l.segment_stride);
-                ends[o] = list;
-            }
-        outputs_end = outputs;
-        outputs_end[-1].end = output_entries;
+    // The next `n` conv outputs are about to be added.
+    void begin(long n) {
+        outputs += n;
+        if (outputs <= most) return;
+        finish();
+        outputs = n;
+    }
+    void finish() {
+        const long n = size(l, plan);
+        for (long i = 0; i < n; i++) whole[i] += part[i];
+        memset(part, 0, n * sizeof(float));
     }
 
-    // dx without the zeros that fill a row of the filter up to whole vectors: NaN * 0 must not reach the next pixel.
-    void add_exact() {
-        Buffer buffer;
-        float* sum = buffer.get<float>(filter);
-        for (const Output* o = outputs; o != outputs_end; o++) {
-            memset(sum, 0, filter * sizeof(float));
-            accumulate(plan.lists, o->begin, o->end - o->begin, f.backward, l.segment_stride, sum, l.segment_stride);
-            for (long i = 0; i < l.KH; i++)
-                for (long k = 0; k < l.segment; k++) dx[o->offset + i * row + k] += sum[i * l.segment_stride + k];
-        }
+    // From the lists of a strip.
+    void add(const Strip& strip, const float* image, long row) {
+        const long filter = l.KH * l.segment_stride;
+        for (long o = 0; o < l.O; o++)
+            if (strip.ends[o] != strip.list(o))
+                accumulate(plan.lists, strip.list(o), strip.ends[o] - strip.list(o), image, row, part + o * filter,
+                           l.segment_stride);
     }
 
-    // dw from one row of gradients, dz[columns][pixel floats].
-    void add_row(long y, const float* dz, long columns, long pixel) {
+    // From one row of gradients, dz[columns][pixel floats], whose conv outputs saw `image`.
+    void add_row(const float* dz, long columns, long pixel, const float* image, long row) {
+        begin(columns);
         for (long c = 0; c < l.O; c += LANES)
             for (int i = 0; i < plan.rows.count; i++) {
                 const Pieces<RowKernel>::Piece& p = plan.rows.piece[i];
-                p.run(dz + c, pixel, image + offset_of(y, 0) + p.row * row + p.column, row, l.stride_w * l.C, columns,
-                      dw_rows + (p.row * l.segment + p.column) * l.O_stride + c, l.segment * l.O_stride, l.O_stride);
+                p.run(dz + c, pixel, image + p.row * row + p.column, row, l.stride_w * l.C, columns,
+                      part + (p.row * l.segment + p.column) * l.O_stride + c, l.segment * l.O_stride, l.O_stride);
             }
     }
 
-    // Empty lists for a walk over rows x columns, of `height` conv rows and `positions` conv outputs each. Returns the
-    // number of rows in a strip.
-    long begin(long rows, long columns, long positions, long height) {
-        const long L1 = 16 << 10;    // half of the usual 32 KB
-        long strip = L1 / (row * (long)sizeof(float) * height * l.stride_h);
-        if (strip * columns > 256) strip = 256 / columns;
-        if (strip < 1) strip = 1;
-        if (strip > rows) strip = rows;
-        const long most = strip * columns * positions;
-        capacity = most + 8;    // + 8: lists do not all begin at the same place in the cache
-        Scratch& s = scratch();
-        if (by_list) {
-            filter_entries = s.filter_entries.get<Entry>(l.O * capacity);
-            ends = s.ends.get<Entry*>(l.O);
-            for (long o = 0; o < l.O; o++) ends[o] = filter_entries + o * capacity;
-        }
-        output_entries = s.output_entries.get<Entry>(dx ? l.O * most + LANES : 0);
-        filter_offsets = s.filter_offsets.get<uint32_t>(l.O_stride);
-        for (long o = 0; o < l.O_stride; o++) filter_offsets[o] = (uint32_t)(o * filter);
-        outputs = s.outputs.get<Output>(most + 1) + 1;    // outputs[-1].end: where the first list begins
-        outputs_end = outputs;
-        outputs_end[-1].end = output_entries;
-        if (by_row) {
-            dw_rows = s.dw_rows.get<float>(l.KH * l.segment * l.O_stride);
-            memset(dw_rows, 0, l.KH * l.segment * l.O_stride * sizeof(float));
-        }
-        values = s.values.get<float>(3 * l.O_stride + l.plane_bytes);
-        offsets = (int32_t*)(values + l.O_stride);
-        db = values + 2 * l.O_stride;
-        alive = (uint8_t*)(values + 3 * l.O_stride);
-        memset(values, 0, 3 * l.O_stride * sizeof(float) + l.plane_bytes);
-        return strip;
+    // One number of dw (that of float k in row i of filter o) and of db, from the memory of sums that are finished.
+    static double dw(const Layer& l, const Plan& plan, const double* memory, long o, long i, long k) {
+        const double* whole = memory + l.O_stride;
+        return plan.few ? whole[(i * l.segment + k) * l.O_stride + o] : whole[(o * l.KH + i) * l.segment_stride + k];
+    }
+    static double db_of(const double* memory, long o) { return memory[o]; }
+};
+
+// The walk over the conv outputs of one image.
+class Walk {
+    const Layer& l;
+    const Filters& f;
+    const Plan& plan;
+    const float* image;
+    float* const dx;        // or NULL
+    Sums& sums;
+    const bool with_dw;
+    const bool exact;
+    const long row;         // floats in a row of the padded image
+
+    // Of one pooling window, for all filters:
+    struct Window {
+        float* values;      // the gradient, [O_stride]
+        int32_t* offsets;   // of the pixels that the maximum saw, [O_stride]
+        float* db;          // sums of the gradients in a row of windows, [O_stride]
+        uint8_t* alive;     // the filters whose gradient is not zero, [plane_bytes]
+    };
+
+    int32_t offset_of(long y, long x) const { return (int32_t)(y * l.stride_h * row + x * l.stride_w * l.C); }
+
+    Strip strip(long most) const { return Strip(l, most, dx != NULL, with_dw && !plan.few); }
+
+    Window window() const {
+        float* p = scratch().window.get<float>(3 * l.O_stride + l.plane_bytes);
+        memset(p, 0, 3 * l.O_stride * sizeof(float) + l.plane_bytes);
+        return Window{p, (int32_t*)(p + l.O_stride), p + 2 * l.O_stride, (uint8_t*)(p + 3 * l.O_stride)};
     }
 
-    void finish() {
+    // How many rows of `columns` windows, of `height` conv rows each, make a strip. That
+    // part of the image shall stay in the first-level cache, but lists that are short are not worth their filter's
+    // coming and going.
+    long strip_rows(long rows, long columns, long height) const {
+        const long L1 = 16 << 10, SHORT = 64, MOST = 256;
+        const long bytes = row * (long)sizeof(float) * height * l.stride_h;
+        long n = bytes ? L1 / bytes : rows;
+        if (n * columns < SHORT && columns) n = (SHORT + columns - 1) / columns;
+        if (n * columns > MOST) n = MOST / columns;
+        return n < 1 ? 1 : n > rows ? rows : n;
+    }
+
+    void finish_strip(Strip& strip, long outputs) {
+        if (dx) {
+            if (exact && l.segment != l.segment_stride) add_to_image_exact(l, f, plan, strip, row, dx);
+            else add_to_image(l, f, plan, strip, row, dx);
+        }
+        if (strip.by_filter) {
+            sums.begin(outputs);
+            sums.add(strip, image, row);
+        }
+        strip.clear();
+    }
+
+    // The sums of a row go on to float64.
+    void finish_row(float* db) {
         for (long o = 0; o < l.O; o++) sums.db[o] += db[o];
-        if (by_row)
-            for (long o = 0; o < l.O; o++)
-                for (long i = 0; i < l.KH; i++)
-                    for (long k = 0; k < l.segment; k++)
-                        sums.dw[o * filter + i * l.segment_stride + k] += dw_rows[(i * l.segment + k) * l.O_stride + o];
+        memset(db, 0, l.O * sizeof(float));
     }
 
-    // One vec of filters of a pooling window: values, offsets, alive and db, and the gradients of its conv outputs to
-    // dz[row][column][O_stride] if dz is not NULL. Returns the filters that have more than one maximum. H and W are the
-    // window's size where it is known at compile time and lies within the image, else 0.
+    // One vec of filters of a pooling window, for `w` (without `lists` for its db only), and the gradients of its conv
+    // outputs to dz[row][column][O_stride] if dz is not NULL. Returns the filters that have more than one maximum. H
+    // and W are the window's size where it is known at compile time and lies within the image, else 0.
     template <int H, int W>
     SIMD_INLINE mask window_vec(const Layer& l, const float* g, const uint8_t* planes, const Span& rows,
                                 const Span& columns, long c, int32_t offset, int32_t pixel, int32_t line,
-                                float* values, int32_t* offsets, uint8_t* alive, float* db, float* dz, long dz_line) {
+                                const Window& to, bool lists, float* dz, long dz_line) {
         const int h = H ? H : (int)(rows.end - rows.begin), w = W ? W : (int)(columns.end - columns.begin);
         const vec v = pooled_gradient(l, g, planes, c);
         const long first = (rows.begin - rows.start) * l.pool_w + columns.begin - columns.start;    // position
         const uint8_t* plane = planes + first * l.plane_bytes;
-        vec sum = load(db + c), to = {};
+        vec sum = load(to.db + c), offsets = {};
         mask any = {}, ties = {};
         if (dz) dz += columns.begin * l.O_stride + c;
         for (int i = 0; i < h; i++)
@@ -393,28 +474,27 @@ class Walk {
                 const mask is_max = load_mask(plane + (i * (W ? W : l.pool_w) + j) * l.plane_bytes, (int)c);
                 const vec here = select(is_max, v);
                 sum += here;
-                to = select(is_max, (vec)broadcast((uint32_t)(offset + i * line + j * pixel)), to);
+                offsets = select(is_max, (vec)broadcast((uint32_t)(offset + i * line + j * pixel)), offsets);
                 ties |= any & is_max;
                 any |= is_max;
                 if (dz) store(dz + i * dz_line + j * l.O_stride, here);
             }
-        store(db + c, sum);
-        if (!values) return ties;    // no lists
-        store(values + c, v);
-        store((float*)offsets + c, to);
-        store_bits(alive, (int)c, to_bits(any));
+        store(to.db + c, sum);
+        if (!lists) return ties;
+        store(to.values + c, v);
+        store((float*)to.offsets + c, offsets);
+        store_bits(to.alive, (int)c, to_bits(any));
         return ties;
     }
 
     template <int H, int W>
-    void window_row(long y, const float* g, const uint8_t* masks, float* dz, long dz_line) {
+    void window_row(long y, const float* g, const uint8_t* masks, const Window& window, Strip& strip, float* dz,
+                    long dz_line) const {
         const Layer l = this->l;    // see pool_row
+        const Window w = window;
         const Span rows = window_rows(l, y);
         const int32_t pixel = offset_of(0, 1), line = offset_of(1, 0);
-        float *const values = dx || by_list ? this->values : NULL, *const db = this->db;
-        int32_t* const offsets = this->offsets;
-        uint8_t* const alive = this->alive;
-        Entry** const end = ends;
+        const bool by_output = strip.by_output, by_filter = strip.by_filter;
         for (long x = 0; x < l.PW; x++) {
             const Span columns = window_columns(l, x);
             const long at = y * l.PW + x;
@@ -422,74 +502,91 @@ class Walk {
             const int32_t offset = offset_of(rows.begin, columns.begin);
             mask tie = {};
             for (long c = 0; c < l.O; c += LANES)
-                tie |= window_vec<H, W>(l, g + at * l.O, planes, rows, columns, c, offset, pixel, line, values, offsets,
-                                        alive, db, dz, dz_line);
+                tie |= window_vec<H, W>(l, g + at * l.O, planes, rows, columns, c, offset, pixel, line, w,
+                                        by_output || by_filter, dz, dz_line);
             const bool ties = to_bits(tie) != 0;
-            if (by_list && !ties) for_each(alive, l.O, [=](int o) { *end[o]++ = Entry{values[o], offsets[o]}; });
-            if (!dx && !(by_list && ties)) continue;
+            if (by_filter && !ties) strip.add_to_filters(w.values, w.alive, w.offsets);
+            if (!by_output && !(by_filter && ties)) continue;
             for (long i = rows.begin; i < rows.end; i++)
                 for (long j = columns.begin; j < columns.end; j++) {
                     const uint8_t* plane = planes + ((i - rows.start) * l.pool_w + j - columns.start) * l.plane_bytes;
-                    if (by_list && ties) add_to_filters(values, plane, offset_of(i, j));
-                    if (dx) add_output(values, plane, offset_of(i, j));
+                    if (by_filter && ties) strip.add_to_filters(w.values, plane, offset_of(i, j));
+                    if (by_output) strip.add_output(w.values, plane, offset_of(i, j));
                 }
         }
     }
 
    public:
-    Walk(const Layer& l, const Filters& f, const Plan& plan, const float* image, float* dx, const Sums& sums,
-         bool with_dw, bool exact)
-        : l(l), f(f), plan(plan), image(image), dx(dx), sums(sums), exact(exact), by_list(with_dw && !plan.few),
-          by_row(with_dw && plan.few), row(l.padded_w * l.C), filter(l.KH * l.segment_stride) {}
+    Walk(const Layer& l, const Filters& f, const Plan& plan, const float* image, float* dx, Sums& sums, bool with_dw,
+         bool exact)
+        : l(l), f(f), plan(plan), image(image), dx(dx), sums(sums), with_dw(with_dw), exact(exact),
+          row(l.padded_w * l.C) {}
 
     // Pooling windows that share no conv output, with their bits.
     void windows(const float* g, const uint8_t* masks) {
-        const long strip = begin(l.PH, l.PW, l.positions, l.pool_stride_h);
+        const long rows_of_strip = strip_rows(l.PH, l.PW, l.pool_stride_h);
+        Strip strip = this->strip(rows_of_strip * l.PW * l.positions);
+        const Window window = this->window();
         const long columns_used = used_columns(l), line = columns_used * l.O_stride;
         float* dz = NULL;
-        if (by_row) {
+        if (with_dw && plan.few) {
             dz = scratch().dense.get<float>(l.pool_h * line);
             memset(dz, 0, l.pool_h * line * sizeof(float));    // where no window reaches, it stays zero
         }
         const bool whole = l.ignore_border && !l.pool_pad_h && !l.pool_pad_w;
-        for (long y = 0; y < l.PH; y++) {
+        for (long y = 0, in_strip = 0; y < l.PH; y++) {
             const Span rows = window_rows(l, y);
-            if (whole && l.pool_h == 2 && l.pool_w == 2) window_row<2, 2>(y, g, masks, dz, line);
-            else window_row<0, 0>(y, g, masks, dz, line);
-            if (by_row)
+            if (whole && l.pool_h == 2 && l.pool_w == 2) window_row<2, 2>(y, g, masks, window, strip, dz, line);
+            else window_row<0, 0>(y, g, masks, window, strip, dz, line);
+            if (dz)
                 for (long i = rows.begin; i < rows.end; i++)
-                    add_row(i, dz + (i - rows.begin) * line, columns_used, l.O_stride);
-            if ((y + 1) % strip == 0 || y + 1 == l.PH) finish_strip();
+                    sums.add_row(dz + (i - rows.begin) * line, columns_used, l.O_stride, image + offset_of(i, 0), row);
+            finish_row(window.db);
+            if (++in_strip == rows_of_strip || y + 1 == l.PH) {
+                finish_strip(strip, in_strip * l.PW);    // as a rule a filter has one maximum in a window
+                in_strip = 0;
+            }
         }
-        finish();
     }
 
     // Any gradient of the conv output, dz[OH][OW][pixel floats].
     void dense(const float* dz, long pixel) {
-        const long strip = begin(l.OH, l.OW, 1, 1);
-        for (long y = 0; y < l.OH; y++) {
-            if (by_row) add_row(y, dz, l.OW, pixel);
+        const long rows_of_strip = strip_rows(l.OH, l.OW, 1);
+        Strip strip = this->strip(rows_of_strip * l.OW);
+        const Window window = this->window();
+        for (long y = 0, in_strip = 0; y < l.OH; y++) {
+            if (with_dw && plan.few) sums.add_row(dz, l.OW, pixel, image + offset_of(y, 0), row);
             for (long x = 0; x < l.OW; x++, dz += pixel) {
                 for (long c = 0; c < l.O; c += LANES) {
                     const lanebits valid = l.O - c >= LANES ? (lanebits)((1ull << LANES) - 1) : (1u << (l.O - c)) - 1;
                     const vec v = load(dz + c);
-                    store_bits(alive, (int)c, exact ? valid : valid & to_bits(v != zero()));
-                    store(db + c, load(db + c) + v);
+                    store_bits(window.alive, (int)c, exact ? valid : valid & to_bits(v != zero()));
+                    store(window.db + c, load(window.db + c) + v);
                 }
-                if (by_list) add_to_filters(dz, alive, offset_of(y, x));
-                if (dx) add_output(dz, alive, offset_of(y, x));
+                if (strip.by_filter) strip.add_to_filters(dz, window.alive, offset_of(y, x));
+                if (strip.by_output) strip.add_output(dz, window.alive, offset_of(y, x));
             }
-            if ((y + 1) % strip == 0 || y + 1 == l.OH) finish_strip();
+            finish_row(window.db);
+            if (++in_strip == rows_of_strip || y + 1 == l.OH) {
+                finish_strip(strip, in_strip * l.OW);
+                in_strip = 0;
+            }
         }
-        finish();
     }
 };
 
+// Whether a gradient times a filter could be anything but finite.
+static bool gradient_may_overflow(const Layer& l, const Filters& f, const Image& g) {
+    double bound = as_number(magnitude(g, l.O, l.PH, l.PW)) * (l.dropout && l.scale > 1 ? l.scale : 1);
+    bound *= (f.largest > 1 ? f.largest : 1) * l.O * l.KH * l.KW * l.positions;
+    return !(bound < FLT_MAX / 4);
+}
+
 // Adds one image to `sums` and writes its dx (unless dx.data is NULL).
 static void backward_image(const Layer& l, const Filters& f, const Plan& plan, const Image& x, const uint8_t* masks,
-                           const Image& g, const Image& dx, const Sums& sums, bool with_dw) {
+                           const Image& g, const Image& dx, Sums& sums, bool with_dw) {
     Scratch& s = scratch();
-    const bool exact = may_overflow(l, f, x) || !isfinite(as_number(magnitude(g, l.O, l.PH, l.PW)));
+    const bool exact = may_overflow(l, f, x) || gradient_may_overflow(l, f, g);
     const float* image = padded_image(l, x, s.image, true);
     const float* gradient = g.data;
     if (l.O % LANES || !is_channels_last(g, l.O, l.PH, l.PW)) {
@@ -519,51 +616,61 @@ static void backward_image(const Layer& l, const Filters& f, const Plan& plan, c
     if (dx.data && !direct) from_channels_last(to + l.pad_top * row + l.pad_left * l.C, row, dx, l.C, l.H, l.W);
 }
 
-// Gradients of a batch: dx (unless dx.data is NULL), dw[O][C][KH][KW] and db[O] (unless NULL).
+// Gradients of a batch: dx (unless dx.data is NULL), dw[O][C][KH][KW] and db[O] (unless NULL). Returns false when
+// memory is short.
 //
 // Each thread sums dw over its own images; the threads' sums are added in the order of the threads, so the result
 // depends on their number, but not on who was first.
-static void backward(const Layer& l, const Images& x, const Images& w, const float* bias, ptrdiff_t bias_step,
+static bool backward(const Layer& l, const Images& x, const Images& w, const float* bias, ptrdiff_t bias_step,
                      const uint8_t* masks, const Images& g, const Images& dx, float* dw, float* db) {
     static thread_local Filters filters;
     static thread_local Plan cuts;
-    static thread_local Buffer buffer, db_buffer;
-    pack(l, w, bias, bias_step, filters, true);
-    cuts.make(l);
-    const Filters& f = filters;
-    const Plan& plan = cuts;
-    const long size = l.O * l.KH * l.segment_stride;
+    static thread_local Buffer buffer;
     long threads = 1;
 #ifdef _OPENMP
     threads = omp_get_max_threads();
 #endif
     if (threads > l.N) threads = l.N ? l.N : 1;
-    float* dw_sums = buffer.get<float>(threads * size);
-    double* db_sums = db_buffer.get<double>(threads * l.O);
-    memset(dw_sums, 0, threads * size * sizeof(float));
-    memset(db_sums, 0, threads * l.O * sizeof(double));
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (long t = 0; t < threads; t++) {
-        const Sums sums = {dw_sums + t * size, db_sums + t * l.O};
-        for (long i = l.N * t / threads; i < l.N * (t + 1) / threads; i++)
-            backward_image(l, f, plan, x[i], masks + i * l.masks_bytes(), g[i], dx.data ? dx[i] : Image{NULL, 0, 0, 0},
-                           sums, dw != NULL);
+    double* memory;
+    long size;
+    try {
+        pack(l, w, bias, bias_step, filters, true);
+        cuts.make(l);
+        size = Sums::memory(l, cuts) / 2 + 1;
+        memory = buffer.get<double>(threads * size);
+    } catch (const std::bad_alloc&) {
+        return false;
     }
-    if (!dw) return;
+    const Filters& f = filters;
+    const Plan& plan = cuts;
+    bool done = true;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : done)
+    for (long t = 0; t < threads; t++) {
+        try {
+            Sums sums(l, plan, memory + t * size);
+            for (long i = l.N * t / threads; i < l.N * (t + 1) / threads; i++)
+                backward_image(l, f, plan, x[i], masks + i * l.masks_bytes(), g[i],
+                               dx.data ? dx[i] : Image{NULL, 0, 0, 0}, sums, dw != NULL);
+            sums.finish();
+        } catch (const std::bad_alloc&) {
+            done = false;
+        }
+    }
+    if (!dw || !done) return done;
     for (long o = 0; o < l.O; o++) {
         for (long i = 0; i < l.KH; i++)
             for (long j = 0; j < l.KW; j++)
                 for (long c = 0; c < l.C; c++) {
-                    const float* p = dw_sums + (o * l.KH + i) * l.segment_stride + j * l.C + c;
-                    float sum = 0;
-                    for (long t = 0; t < threads; t++) sum += p[t * size];
+                    double sum = 0;
+                    for (long t = 0; t < threads; t++) sum += Sums::dw(l, plan, memory + t * size, o, i, j * l.C + c);
                     const long ii = l.flip ? l.KH - 1 - i : i, jj = l.flip ? l.KW - 1 - j : j;
-                    dw[((o * l.C + c) * l.KH + ii) * l.KW + jj] = sum;
+                    dw[((o * l.C + c) * l.KH + ii) * l.KW + jj] = (float)sum;
                 }
         double sum = 0;
-        for (long t = 0; t < threads; t++) sum += db_sums[t * l.O + o];
+        for (long t = 0; t < threads; t++) sum += Sums::db_of(memory + t * size, o);
         db[o] = (float)sum;
     }
+    return true;
 }
 
 }    // namespace conv

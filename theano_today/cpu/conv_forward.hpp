@@ -6,6 +6,11 @@ namespace conv {
 
 // ---- conv + bias ----
 
+// A part of a filter: `floats` consecutive ones from `begin` on, in each of `rows` rows from `row` on.
+struct FilterPart {
+    long row, rows, begin, floats;
+};
+
 // The micro-kernel: MR pixels x NR vec of filters, accumulated in registers.
 //
 //                   filters  ──►
@@ -14,17 +19,20 @@ namespace conv {
 //     pixel 1  x  [   acc    ]            MR * NR accumulators + NR for w + 1 for x
 //       ...    x  [    ][    ]            fill the machine's registers
 //
-// k runs over the KH rows of the window and the KW * C consecutive floats in each.
+// k runs over the part's rows of the window and the floats in each. The sums of the first part start from the bias
+// (not NULL), those of the others are added to `out`.
 template <int MR, int NR>
-static void conv_tile(const Layer& l, const float* x, const float* w, const float* bias, float* out, long out_pixel) {
-    const long row = l.padded_w * l.C, pixel = l.stride_w * l.C, segment = l.segment;
+static void conv_tile(const Layer& l, const FilterPart& part, const float* x, const float* w, const float* bias,
+                      float* out, long out_pixel) {
+    const long row = l.padded_w * l.C, pixel = l.stride_w * l.C, floats = part.floats;
+    const long skip = (l.segment - floats) * NR * LANES;
     vec acc[MR][NR];
     for (int r = 0; r < NR; r++) {
-        vec b = load(bias + r * LANES);
+        const vec b = bias ? load(bias + r * LANES) : zero();
         for (int p = 0; p < MR; p++) acc[p][r] = b;
     }
-    for (long i = 0; i < l.KH; i++, x += row)
-        for (long k = 0; k < segment; k++, w += NR * LANES) {
+    for (long i = 0; i < part.rows; i++, x += row, w += skip)
+        for (long k = 0; k < floats; k++, w += NR * LANES) {
             vec wk[NR];
 #pragma GCC unroll 8
             for (int r = 0; r < NR; r++) wk[r] = load(w + r * LANES);
@@ -36,7 +44,10 @@ static void conv_tile(const Layer& l, const float* x, const float* w, const floa
             }
         }
     for (int p = 0; p < MR; p++)
-        for (int r = 0; r < NR; r++) store(out + p * out_pixel + r * LANES, acc[p][r]);
+        for (int r = 0; r < NR; r++) {
+            float* o = out + p * out_pixel + r * LANES;
+            store(o, bias ? acc[p][r] : load(o) + acc[p][r]);
+        }
 }
 
 // The most pixels whose accumulators fit.
@@ -44,7 +55,7 @@ constexpr int most_pixels(int nr) {
     return (REGISTERS - 1 - nr) / nr < 1 ? 1 : (REGISTERS - 1 - nr) / nr > 12 ? 12 : (REGISTERS - 1 - nr) / nr;
 }
 
-typedef void (*ConvTile)(const Layer&, const float*, const float*, const float*, float*, long);
+typedef void (*ConvTile)(const Layer&, const FilterPart&, const float*, const float*, const float*, float*, long);
 
 // conv_tile<n, NR> for an n of 1 .. MR that is known at run time.
 template <int MR, int NR>
@@ -56,24 +67,45 @@ struct ConvTiles<0, NR> {
     static ConvTile find(int) { return NULL; }
 };
 
-// Rows [begin, end) of the conv output for one block of filters, the first `columns` of each, into
-// out[row - begin][column][NR * LANES]. The columns are split evenly, since tiles of 6 + 4 pixels run as fast as two
-// of 5, and 6 + 1 do not.
+// One part of a block of filters (see conv_rows). The columns are split evenly, since tiles of 6 + 4 pixels run as fast
+// as two of 5, and 6 + 1 do not.
 template <int NR>
-static void conv_rows(const Layer& l, const float* x, long begin, long end, long columns, const float* w,
-                      const float* bias, float* out) {
+static void conv_rows_part(const Layer& l, const FilterPart& part, const float* x, long begin, long end, long columns,
+                           const float* w, const float* bias, float* out) {
     constexpr int MR = most_pixels(NR);
     long tiles = (columns + MR - 1) / MR, small = tiles ? columns / tiles : 0, larger = tiles ? columns % tiles : 0;
     ConvTile kernel = ConvTiles<MR, NR>::find((int)small), kernel_larger = ConvTiles<MR, NR>::find((int)small + 1);
+    x += part.row * l.padded_w * l.C + part.begin;
+    w += (part.row * l.segment + part.begin) * NR * LANES;
     for (long y = begin; y < end; y++) {
         const float* p = x + y * l.stride_h * l.padded_w * l.C;
         for (long t = 0; t < tiles; t++) {
             long n = small + (t < larger);
-            (t < larger ? kernel_larger : kernel)(l, p, w, bias, out, NR * LANES);
+            (t < larger ? kernel_larger : kernel)(l, part, p, w, bias, out, NR * LANES);
             p += n * l.stride_w * l.C;
             out += n * NR * LANES;
         }
     }
+}
+
+// Rows [begin, end) of the conv output for one block of filters, the first `columns` of each, into
+// out[row - begin][column][NR * LANES].
+//
+// A long filter is taken in parts: that of a block then stays in the first-level cache while it meets all the pixels,
+// and a sum of many products is a sum of partial sums, which rounds less.
+template <int NR>
+static void conv_rows(const Layer& l, const float* x, long begin, long end, long columns, const float* w,
+                      const float* bias, float* out) {
+    const long MOST = 512;    // floats of a filter
+    if (l.KH * l.segment <= MOST)
+        return conv_rows_part<NR>(l, FilterPart{0, l.KH, 0, l.segment}, x, begin, end, columns, w, bias, out);
+    const long rows = l.segment <= MOST ? MOST / l.segment : 1, cuts = (l.segment + MOST - 1) / MOST;
+    for (long i = 0; i < l.KH; i += rows)
+        for (long c = 0; c < cuts; c++) {
+            const long from = l.segment * c / cuts, to = l.segment * (c + 1) / cuts;
+            const FilterPart part = {i, rows < l.KH - i ? rows : l.KH - i, from, to - from};
+            conv_rows_part<NR>(l, part, x, begin, end, columns, w, i || c ? NULL : bias, out);
+        }
 }
 
 static void conv_rows(const Layer& l, const float* x, long begin, long end, long columns, const float* w,
@@ -254,31 +286,41 @@ static void forward_image(const Layer& l, const Filters& f, const Image& image, 
     }
 }
 
-// out and masks (one row of masks_bytes per image, or NULL) for a batch.
-static void forward(const Layer& l, const Images& x, const Images& w, const float* bias, ptrdiff_t bias_step,
+// out and masks (one row of masks_bytes per image, or NULL) for a batch. Returns false when memory is short.
+static bool forward(const Layer& l, const Images& x, const Images& w, const float* bias, ptrdiff_t bias_step,
                     const Images& samples, const Images& out, uint8_t* masks) {
     static thread_local Filters filters;
-    pack(l, w, bias, bias_step, filters, false);
+    try {
+        pack(l, w, bias, bias_step, filters, false);
+    } catch (const std::bad_alloc&) {
+        return false;
+    }
     const Filters& f = filters;
+    bool done = true;
 // Images are independent, so whoever is free takes the next: another program on one of the cores then slows only that
 // core's share. (The backward pass sums over images and must always cut them in the same way.)
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) reduction(&& : done)
     for (long i = 0; i < l.N; i++) {
-        Scratch& s = scratch();
-        Pooled o;
-        const Image to = out[i];
-        const bool direct = is_channels_last(to, l.O, l.PH, l.PW);
-        o.out = direct ? to.data : s.out.get<float>(l.PH * l.PW * l.O);
-        o.masks = masks ? masks + i * l.masks_bytes() : NULL;
-        o.keep = NULL;
-        if (l.dropout) {
-            uint8_t* keep = s.keep.get<uint8_t>(l.PH * l.PW * l.plane_bytes);
-            keep_bits(l, samples[i], keep);
-            o.keep = keep;
+        try {
+            Scratch& s = scratch();
+            Pooled o;
+            const Image to = out[i];
+            const bool direct = is_channels_last(to, l.O, l.PH, l.PW);
+            o.out = direct ? to.data : s.out.get<float>(l.PH * l.PW * l.O);
+            o.masks = masks ? masks + i * l.masks_bytes() : NULL;
+            o.keep = NULL;
+            if (l.dropout) {
+                uint8_t* keep = s.keep.get<uint8_t>(l.PH * l.PW * l.plane_bytes);
+                keep_bits(l, samples[i], keep);
+                o.keep = keep;
+            }
+            forward_image(l, f, x[i], o);
+            if (!direct) from_channels_last(o.out, l.PW * l.O, to, l.O, l.PH, l.PW);
+        } catch (const std::bad_alloc&) {
+            done = false;
         }
-        forward_image(l, f, x[i], o);
-        if (!direct) from_channels_last(o.out, l.PW * l.O, to, l.O, l.PH, l.PW);
     }
+    return done;
 }
 
 }    // namespace conv

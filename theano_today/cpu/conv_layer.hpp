@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
+#include <new>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -67,7 +68,7 @@ static inline long pooled_size(long n, long size, long stride, long pad, bool ig
 static inline const char* complete(Layer& l) {
     l.padded_h = l.H + l.pad_top + l.pad_bottom;
     l.padded_w = l.W + l.pad_left + l.pad_right;
-    if (l.C < 1 || l.O < 1 || l.KH < 1 || l.KW < 1) return "convolution with an empty filter";
+    if (l.KH < 1 || l.KW < 1) return "convolution with an empty filter";
     if (l.padded_h < l.KH || l.padded_w < l.KW) return "convolution with a filter larger than the image";
     l.OH = (l.padded_h - l.KH) / l.stride_h + 1;
     l.OW = (l.padded_w - l.KW) / l.stride_w + 1;
@@ -108,7 +109,8 @@ static inline Span window_columns(const Layer& l, long x) {
 
 // ---- memory ----
 
-// Scratch memory that grows and is kept between calls.
+// Scratch memory that grows and is kept between calls. Throws std::bad_alloc: `forward` and `backward` catch it, within
+// each thread, and return false.
 class Buffer {
     void* p = NULL;
     size_t size = 0;
@@ -119,18 +121,24 @@ class Buffer {
         size_t bytes = n * sizeof(T) + 256;    // whole vectors may be read past the end
         if (bytes > size) {
             free(p);
-            if (posix_memalign(&p, 64, bytes)) abort();
+            p = NULL, size = 0;
+            if (posix_memalign(&p, 64, bytes)) {
+                p = NULL;
+                throw std::bad_alloc();
+            }
             size = bytes;
         }
         return (T*)p;
     }
+    Buffer() {}
     ~Buffer() { free(p); }
+    Buffer(const Buffer&) = delete;
 };
 
 // Each thread's own.
 struct Scratch {
     Buffer image, strip, keep, out;    // forward
-    Buffer gradient, dense, dx, values, outputs, output_entries, filter_entries, ends, dw_rows, filter_offsets;
+    Buffer gradient, dense, dx, window, outputs, output_entries, filter_entries, ends, filter_offsets, exact;
 };
 static inline Scratch& scratch() {
     static thread_local Scratch s;

@@ -60,7 +60,7 @@ struct Streams {
         y1 = y;
         // The difference modulo M1, from 1 to M1.
         const ivec difference = (ivec)(x1 - y1 + ((uvec)((ivec)x1 <= (ivec)y1) & M1));
-        return __builtin_convertvector(difference, vec) * NORM;
+        return simd::to_floats(difference) * NORM;
     }
 
     // From and to rows of six numbers; of the lanes, the first `lanes` exist.
@@ -91,11 +91,7 @@ struct Uniform {
 struct BernoulliBool {
     bool* out;
     float p;
-    typedef int8_t bytes __attribute__((vector_size(THEANO_TODAY_LANES)));
-    inline __attribute__((always_inline)) void operator()(Index i, vec u) const {
-        const bytes less = -__builtin_convertvector((ivec)(u < p), bytes);
-        memcpy(out + i, &less, sizeof less);
-    }
+    inline __attribute__((always_inline)) void operator()(Index i, vec u) const { simd::store_bools(out + i, u < p); }
     void first(Index i, vec u, Index n) const {
         for (Index l = 0; l < n; l++) out[i + l] = u[l] < p;
     }

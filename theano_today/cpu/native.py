@@ -1,6 +1,8 @@
 """What all C Ops of the engine share: headers, compiler flags, and the key of Theano's module cache."""
+import functools
 import hashlib
 import os
+import sys
 
 from theano import gof
 
@@ -37,7 +39,10 @@ class NativeOp(gof.Op):
         return args + ['-fopenmp'] if _openmp() else args
 
     def c_code_cache_version(self):
-        return (_digest(self.headers),)
+        # C code stands in the header files and in the modules of the class and its bases.
+        modules = {sys.modules[cls.__module__].__file__ for cls in type(self).__mro__
+                   if cls.__module__.startswith(__package__)}
+        return (_digest(self.headers + tuple(sorted(map(os.path.basename, modules)))),)
 
     def __str__(self):
         props = ', '.join('{}={}'.format(name, getattr(self, name)) for name in self.__props__)
@@ -51,9 +56,10 @@ def _openmp():
     return gof.OpenMPOp.gxx_support_openmp
 
 
-def _digest(headers):
+@functools.lru_cache(maxsize=None)
+def _digest(names):
     digest = hashlib.sha256()
-    for name in headers:
+    for name in names:
         with open(os.path.join(_HERE, name), 'rb') as file:
             digest.update(file.read())
     return int(digest.hexdigest()[:12], 16)

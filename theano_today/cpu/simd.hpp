@@ -182,6 +182,23 @@ SIMD_INLINE vec max(vec a, vec b) {
 
 SIMD_INLINE vec abs(vec a) { return (vec)((uvec)a & 0x7fffffffu); }
 
+// Integers to floats.
+SIMD_INLINE vec to_floats(ivec a) {    // __builtin_convertvector needs g++ 9
+#if SIMD_AVX512
+    return _mm512_cvtepi32_ps((__m512i)a);
+#elif SIMD_AVX
+    return _mm256_cvtepi32_ps((__m256i)a);
+#elif SIMD_SSE
+    return _mm_cvtepi32_ps((__m128i)a);
+#elif SIMD_NEON
+    return (vec)vcvtq_f32_s32((int32x4_t)a);
+#else
+    vec v;
+    for (int l = 0; l < LANES; l++) v[l] = (float)a[l];
+    return v;
+#endif
+}
+
 // The sum of all lanes, added pairwise (the order depends on LANES alone).
 SIMD_INLINE float sum(vec a) {
     float s[LANES];
@@ -214,6 +231,18 @@ SIMD_INLINE lanebits to_bits(ivec c) {
     lanebits m = 0;
     for (int l = 0; l < LANES; l++) m |= (lanebits)(c[l] & 1) << l;
     return m;
+#endif
+}
+
+// The 0 / -1 lanes of a comparison as bytes 0 / 1, numpy's bool.
+SIMD_INLINE void store_bools(bool* p, ivec c) {
+#if SIMD_AVX512
+    _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_and_si512((__m512i)c, _mm512_set1_epi32(1))));
+#elif SIMD_AVX
+    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)c), _mm256_extractf128_si256((__m256i)c, 1));
+    _mm_storel_epi64((__m128i*)p, _mm_and_si128(_mm_packs_epi16(halves, halves), _mm_set1_epi8(1)));
+#else
+    for (int l = 0; l < LANES; l++) p[l] = c[l] != 0;
 #endif
 }
 
