@@ -15,7 +15,7 @@ matmul.py/.hpp    matrix products, and products that go straight into an update 
 mrg.py/.hpp       Theano's MRG31k3p random stream, vectorised
 ================  ================================================================================
 """
-from . import conv_rewrites, matmul, mrg
+from . import conv_rewrites, matmul, mrg, native
 from .rewrites import disable, enable
 
 __all__ = ['disable', 'enable', 'install']
@@ -25,3 +25,4 @@ def install():
     """Register the rewrites of the engine with Theano.  Does nothing the second time."""
     for module in (conv_rewrites, mrg, matmul):
         module.install()
+    native.survive_forks()

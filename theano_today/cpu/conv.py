@@ -66,12 +66,15 @@ class _Conv(NativeOp):
         With dropout, the fourth input has uniform samples of the shape of the output.
     kernel_shape : pair of int or None
         The filters' rows and columns where the graph knows them: needed to understand cropping.
+    promised : tuple of (int or None), or None
+        Sizes that the caller has promised: batch, channels, rows and columns of the images, number,
+        rows and columns of the filters.  Others are errors.
     """
 
     headers = ('conv_op.hpp', 'conv.hpp', 'conv_layer.hpp', 'conv_forward.hpp', 'conv_backward.hpp',
                'simd.hpp')
     _layer_props = ('border_mode', 'subsample', 'filter_flip', 'bias', 'relu', 'pooling', 'dropout',
-                    'kernel_shape')
+                    'kernel_shape', 'promised')
     # One set of run-time parameters for both Ops, so that one compiled module serves all layers.
     params_type = ParamsType(
         pad_top=scalar.int64, pad_bottom=scalar.int64, pad_left=scalar.int64,
@@ -81,13 +84,13 @@ class _Conv(NativeOp):
         ignore_border=scalar.int64, flip=scalar.int64, bias=scalar.int64, relu=scalar.int64,
         dropout=scalar.int64, threshold=scalar.float32, scale=scalar.float32,
         save_masks=scalar.int64, channels_last=scalar.int64, compute_dx=scalar.int64,
-        compute_dw=scalar.int64)
+        compute_dw=scalar.int64, **{'promised_' + size: scalar.int64 for size in 'NCHWOIJ'})
 
     # What only one of the two Ops has as a prop.
     save_masks = channels_last = compute_dx = compute_dw = True
 
     def __init__(self, border_mode=((0, 0), (0, 0)), subsample=(1, 1), filter_flip=True, bias=False,
-                 relu=None, pooling=None, dropout=None, kernel_shape=None):
+                 relu=None, pooling=None, dropout=None, kernel_shape=None, promised=None):
         assert relu in RELUS
         self.border_mode = border_mode
         self.subsample = subsample
@@ -97,6 +100,7 @@ class _Conv(NativeOp):
         self.pooling = pooling
         self.dropout = dropout
         self.kernel_shape = kernel_shape
+        self.promised = promised
 
     def _with(self, cls=None, **changes):
         """An Op of class `cls` (by default the same) with some props changed."""
@@ -111,6 +115,7 @@ class _Conv(NativeOp):
         (top, bottom), (left, right) = borders.get(self.border_mode, self.border_mode)
         pooling = self.pooling or Pooling((1, 1), (1, 1), (0, 0), True)
         dropout = self.dropout or Dropout(0., 1.)
+        promised = ['promised_' + size for size in 'NCHWOIJ'], self.promised or (None,) * 7
         return self.params_type.get_params(
             pad_top=top, pad_bottom=bottom, pad_left=left, pad_right=right,
             stride_h=self.subsample[0], stride_w=self.subsample[1],
@@ -121,7 +126,8 @@ class _Conv(NativeOp):
             bias=int(self.bias), relu=RELUS.index(self.relu), dropout=int(self.dropout is not None),
             threshold=np.float32(dropout.threshold), scale=np.float32(dropout.scale),
             save_masks=int(self.save_masks), channels_last=int(self.channels_last),
-            compute_dx=int(self.compute_dx), compute_dw=int(self.compute_dw))
+            compute_dx=int(self.compute_dx), compute_dw=int(self.compute_dw),
+            **{name: -1 if size is None else size for name, size in zip(*promised)})
 
     def _inputs(self, x, W, b=None, u=None):
         b = _nothing(1) if b is None else tt.as_tensor_variable(b)

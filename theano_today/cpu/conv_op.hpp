@@ -13,6 +13,8 @@ static conv::Images images_of(PyArrayObject* a) {
 // Zeros at one border, where -1 stands for 'half' and -2 for 'full' of a filter's size.
 static long padding(long pad, long filter) { return pad == -1 ? filter / 2 : pad == -2 ? filter - 1 : pad; }
 
+static bool as_promised(long size, long promised) { return promised < 0 || size == promised; }
+
 // Sizes and options of the layer. Returns false with a Python exception where they do not fit.
 template <class Params>
 static bool layer_of(const Params* p, PyArrayObject* x, PyArrayObject* W, PyArrayObject* b, conv::Layer* l) {
@@ -33,6 +35,11 @@ static bool layer_of(const Params* p, PyArrayObject* x, PyArrayObject* W, PyArra
     const char* problem = conv::complete(*l);
     if (!problem && PyArray_DIM(W, 1) != l->C)
         problem = "convolution of an image with other channels than the filters";
+    if (!problem && !(as_promised(l->N, p->promised_N) && as_promised(l->C, p->promised_C) &&
+                      as_promised(l->H, p->promised_H) && as_promised(l->W, p->promised_W) &&
+                      as_promised(l->O, p->promised_O) && as_promised(l->KH, p->promised_I) &&
+                      as_promised(l->KW, p->promised_J)))
+        problem = "convolution of other shapes than conv2d was given as image_shape and filter_shape";
     if (!problem && l->bias && PyArray_DIM(b, 0) != l->O)
         problem = "convolution with more or fewer biases than filters";
     if (problem)
@@ -45,7 +52,8 @@ static bool has_shape(PyArrayObject* a, const char* name, npy_intp n, npy_intp c
     const npy_intp* d = PyArray_DIMS(a);
     if (d[0] == n && d[1] == c && d[2] == h && d[3] == w) return true;
     PyErr_Format(PyExc_ValueError,
-                 "%s of a convolution layer: shape %ld x %ld x %ld x %ld, expected %ld x %ld x %ld x %ld", name, (long)d[0], (long)d[1], (long)d[2], (long)d[3], (long)n, (long)c, (long)h, (long)w);
+                 "%s of a convolution layer: shape %ld x %ld x %ld x %ld, expected %ld x %ld x %ld x %ld", name,
+                 (long)d[0], (long)d[1], (long)d[2], (long)d[3], (long)n, (long)c, (long)h, (long)w);
     return false;
 }
 

@@ -24,7 +24,7 @@ from theano import gof, scalar
 from theano.gof.graph import ancestors
 from theano.gradient import UndefinedGrad
 from theano.tensor.elemwise import DimShuffle, Elemwise
-from theano.tensor.nnet.abstract_conv import AbstractConv2d, assert_shape
+from theano.tensor.nnet.abstract_conv import AbstractConv2d
 from theano.tensor.nnet.conv import ConvOp
 from theano.tensor.opt import Shape_i
 from theano.tensor.signal.pool import Pool
@@ -260,7 +260,8 @@ def _old_conv(node):
         return []
     kernel_shape = op.kshp if None not in op.kshp else None
     conv = ConvPool(border_mode='full' if op.out_mode == 'full' else ((0, 0), (0, 0)),
-                    subsample=(op.dx, op.dy), kernel_shape=kernel_shape)
+                    subsample=(op.dx, op.dy), kernel_shape=kernel_shape,
+                    promised=(op.bsize,) + op.imshp + (op.nkern,) + op.kshp)
     return [_Layer(conv, node.inputs[0], node.inputs[1], None, None, frozenset([node]),
                    node.outputs[0])]
 
@@ -276,8 +277,10 @@ def _crop(layer):
                                       for (start, shift), size in zip(window, op.kernel_shape)):
             # The full convolution has size - 1 rows of zeros above the image; the first `start`
             # rows of its result are cut off.
-            yield layer.grown(node.outputs[0], [node], border_mode=tuple(
-                (size - 1 - start, start) for (start, _), size in zip(window, op.kernel_shape)))
+            border_mode = tuple((size - 1 - start, start)
+                                for (start, _), size in zip(window, op.kernel_shape))
+            yield layer.grown(node.outputs[0], [node], border_mode=border_mode,
+                              promised=(op.promised or (None,) * 7)[:5] + tuple(op.kernel_shape))
 
 
 def _bias(layer):
@@ -324,7 +327,7 @@ def _dropout(layer):
     scaled = [(layer.out, 1., [])]
     for node in _users(layer.out, tt.true_div):
         retain = _constant(node.inputs[1]) if node.inputs[0] is layer.out else None
-        if retain is not None and retain > 0:
+        if retain is not None and retain > 0 and np.isfinite(np.float32(1) / np.float32(retain)):
             scaled.append((node.outputs[0], retain, [node]))
     for conv, retain, division in scaled:
         for node in _users(conv, tt.mul):
@@ -334,7 +337,8 @@ def _dropout(layer):
                 continue
             samples, threshold = below.owner.inputs
             threshold = _constant(threshold)
-            if threshold is None or samples.type != layer.out.type:
+            if threshold is None or not np.isfinite(np.float32(threshold)) or \
+                    samples.type != layer.out.type:
                 continue
             # The least float32 not less than the threshold: samples are float32, which leaves no
             # number between the two.
@@ -404,7 +408,9 @@ def _replacements(layer):
             ancestors(layer.inputs + [gradient.given for gradient in gradients])):
         return None  # a result is a way to an input: the new nodes would depend on themselves
 
-    x, W, b = _checked(layer)
+    x, W, b = layer.x, layer.W, layer.b
+    if b is not None and b.broadcastable == (True,):
+        b = tt.alloc(b, W.shape[0])  # one number for all filters
     op = layer.op._with(save_masks=bool(gradients))
     outputs = op(x, W, b, layer.u, return_list=True)
     pairs = [(layer.out, outputs[0])]
@@ -420,21 +426,6 @@ def _replacements(layer):
         if db is not None:
             pairs.append((db, new[1] if layer.b.type == new[1].type else new[1].sum(keepdims=True)))
     return pairs if all(old.type == new.type for old, new in pairs) else None
-
-
-def _checked(layer):
-    """The layer's inputs as `ConvPool` takes them."""
-    x, W, b = layer.x, layer.W, layer.b
-    if b is not None and b.broadcastable == (True,):
-        b = tt.alloc(b, W.shape[0])  # one number for all filters
-    for node in layer.nodes:
-        if isinstance(node.op, ConvOp):  # which looks at the sizes it has been promised
-            op = node.op
-            x = assert_shape(x, (op.bsize,) + op.imshp, 'The image of a convolution has not the shape '
-                             'that conv2d was given')
-            W = assert_shape(W, (op.nkern, op.imshp[0]) + op.kshp, 'The filters of a convolution have '
-                             'not the shape that conv2d was given')
-    return x, W, b
 
 
 @gof.local_optimizer([ConvPool])

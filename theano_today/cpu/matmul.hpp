@@ -139,7 +139,8 @@ static inline void micro_kernel(Index rows, Index depth, const float* a, const f
 // Returns false when there is no memory for the packed pieces.
 template <class Finish>
 static bool multiply_rectangle(Matrix a, Matrix b, Index depth, Index depth_step, Rectangle r, const Finish& finish) {
-    const Index kc = std::min(depth, depth_step);
+    const Index pieces = std::max<Index>(1, (depth + depth_step / 2) / std::max<Index>(1, depth_step));    // even ones: 260 is not 256 + 4
+    const Index kc = (depth + pieces - 1) / pieces;
     Workspace block(std::min(MC, round_up(r.m1 - r.m0, MR)) * kc);
     Workspace strip(std::min(NC, round_up(r.n1 - r.n0, NR)) * kc);
     if (!block.data || !strip.data) return false;
@@ -224,8 +225,8 @@ static bool multiply(Matrix a, Matrix b, Index m, Index n, Index depth, Index de
 // ---- C = A B ----
 
 struct Store {
-    float* c;    // rows follow each other
-    Index ld;
+    float* c;
+    Index ld;    // between its rows
 
     void prefetch(Index i, Index j, Index rows, Index) const {
         for (Index r = i; r < i + rows; r++) simd::prefetch(c + r * ld + j);
@@ -242,9 +243,9 @@ struct Store {
     }
 };
 
-// C[m x n] = A[m x depth] B[depth x n]. Returns false when memory is short.
-static inline bool product(Matrix a, Matrix b, Index m, Index n, Index depth, float* c) {
-    return multiply(a, b, m, n, depth, KC, Store{c, n});
+// C[m x n] = A[m x depth] B[depth x n], the rows of C `ld` apart. Returns false when memory is short.
+static inline bool product(Matrix a, Matrix b, Index m, Index n, Index depth, float* c, Index ld) {
+    return multiply(a, b, m, n, depth, KC, Store{c, ld});
 }
 
 // ---- an update rule in the place of C ----
@@ -252,13 +253,11 @@ static inline bool product(Matrix a, Matrix b, Index m, Index n, Index depth, fl
 // Beyond this depth a panel of B no longer fits into the second-level cache.
 constexpr Index DEEP = 8 * KC;
 
-// Give A B to `rule` piece by piece. A piece has to be complete, so the sum over k cannot be cut into parts of KC: in a
-// net k counts the rows of a batch, which are few. Where they are many, the product goes through memory after all.
-template <class Rule>
-static bool product_into(Matrix a, Matrix b, Index m, Index n, Index depth, const Rule& rule) {
-    if (depth <= DEEP) return multiply(a, b, m, n, depth, depth, rule);
+// Let `make_product` write all of C, then give it to `rule`. Returns false when memory is short.
+template <class Rule, class MakeProduct>
+static bool through_memory(Index m, Index n, const Rule& rule, const MakeProduct& make_product) {
     Workspace whole(m * n);
-    if (!whole.data || !product(a, b, m, n, depth, whole.data)) return false;
+    if (!whole.data || !make_product(whole.data)) return false;
     const Index tiles = (n + NR - 1) / NR;
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static)
@@ -267,6 +266,14 @@ static bool product_into(Matrix a, Matrix b, Index m, Index n, Index depth, cons
         for (Index t = 0; t < tiles; t++)
             rule(whole.data + i * n + t * NR, i, t * NR, 1, std::min(NR, n - t * NR), true);
     return true;
+}
+
+// Give A B to `rule` piece by piece. A piece has to be complete, so the sum over k cannot be cut into parts of KC: in a
+// net k counts the rows of a batch, which are few. Where they are many, the product goes through memory after all.
+template <class Rule>
+static bool product_into(Matrix a, Matrix b, Index m, Index n, Index depth, const Rule& rule) {
+    if (depth <= DEEP) return multiply(a, b, m, n, depth, depth, rule);
+    return through_memory(m, n, rule, [=](float* c) { return product(a, b, m, n, depth, c, n); });
 }
 
 }    // namespace matmul

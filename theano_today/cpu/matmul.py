@@ -44,7 +44,7 @@ INPLACE_POSITION = 70
 class _Product(NativeOp):
     """What `MatMul` and `MatMulUpdate` share: two operands with any strides."""
 
-    headers = ('matmul_sparse.hpp', 'matmul.hpp', 'simd.hpp')
+    headers = ('matmul_sparse.hpp', 'matmul_narrow.hpp', 'matmul.hpp', 'simd.hpp')
 
     def c_support_code(self):
         return """
@@ -351,6 +351,8 @@ class FuseUpdates(gof.Optimizer):
             outputs = node.op.scalar_op.make_node(*[element[x] for x in node.inputs]).outputs
             element.update(zip(node.outputs, outputs))
         rule = scalar.Composite(inputs, [element[y] for y in results])
+        if not _has_c_code(rule):
+            return
 
         op = MatMulUpdate(rule, len(matrices))
         new = op(*product.inputs + matrices + scalars, return_list=True)
@@ -362,6 +364,17 @@ def _is_rule(node):
     return type(node.op) is Elemwise and not node.op.inplace_pattern and \
         len(node.outputs) == 1 and _is_matrix(node.outputs[0]) and \
         all(_is_matrix(x) or _is_scalar(x) for x in node.inputs)
+
+
+def _has_c_code(rule):
+    """Whether all parts of a rule can be compiled: a few, such as erfinv, exist in Python only."""
+    inputs, outputs = [['{}{}'.format(name, i) for i in range(n)] for name, n in
+                       (('x', rule.nin), ('y', rule.nout))]
+    try:
+        rule.c_code(rule.make_node(*[t() for t in rule.inputs_type]), 'rule', inputs, outputs, {'fail': ''})
+    except (NotImplementedError, gof.utils.MethodNotDefined):
+        return False
+    return True
 
 
 def _depends_on(variables, others):

@@ -16,7 +16,7 @@
 // those of the dense product; but 0 * inf and 0 * NaN are NaN: a panel that has such a number is multiplied in full.
 #pragma once
 #include <stdint.h>
-#include "matmul.hpp"
+#include "matmul_narrow.hpp"
 
 namespace matmul {
 
@@ -108,10 +108,12 @@ static inline bool is_sparse(Matrix a, Index rows, Index depth) {
 // ---- the micro-kernel ----
 
 // sums[WIDTH] += sum over the list: value * panel[offset + :]
+//
+// The list's own sum comes first: a sum over many lists is then one of partial sums, which rounds less.
 static inline void add_list(const Entry* list, Index n, const float* panel, float* sums) {
     vec sum[SUMS];
 #pragma GCC unroll 8
-    for (Index v = 0; v < SUMS; v++) sum[v] = simd::load(sums + v * LANES);
+    for (Index v = 0; v < SUMS; v++) sum[v] = simd::zero();
     for (const Entry* e = list; e != list + n; e++) {
         const vec value = simd::broadcast(e->value);
         const float* row = panel + e->offset;
@@ -119,7 +121,7 @@ static inline void add_list(const Entry* list, Index n, const float* panel, floa
         for (Index v = 0; v < SUMS; v++) sum[v] = simd::fma(value, simd::load(row + v * LANES), sum[v]);
     }
 #pragma GCC unroll 8
-    for (Index v = 0; v < SUMS; v++) simd::store(sums + v * LANES, sum[v]);
+    for (Index v = 0; v < SUMS; v++) simd::store(sums + v * LANES, simd::load(sums + v * LANES) + sum[v]);
 }
 
 static inline bool all_finite(const float* p, Index n) {    // n is a multiple of WIDTH
@@ -215,13 +217,20 @@ static bool sparse_product_into(Matrix a, Matrix b, Index m, Index n, Index dept
 
 // C[m x n] = A[m x depth] B[depth x n], by lists where A is sparse. Returns false when memory is short.
 static inline bool product_of(Matrix a, Matrix b, Index m, Index n, Index depth, float* c) {
+    if (is_narrow(m, n, depth)) return short_product(a, b, m, n, depth, c);
     if (n >= 2 * WIDTH && is_sparse(a, m, depth)) return sparse_product(a, b, m, n, depth, c);
-    return product(a, b, m, n, depth, c);
+    Index j = n - columns_beside_tiles(n);
+    if (j && !product(a, b, m, j, depth, c, n)) return false;
+    for (; j < n; j += NARROW)
+        if (!narrow_product(a, Matrix{b.at(0, j), b.row, b.column}, m, std::min(NARROW, n - j), depth, c + j, n, 1))
+            return false;
+    return true;
 }
 
 // A B into `rule`, by lists where B is sparse.
 template <class Rule>
 static bool product_into_rule(Matrix a, Matrix b, Index m, Index n, Index depth, const Rule& rule) {
+    if (m <= NARROW || n <= NARROW) return through_memory(m, n, rule, [=](float* c) { return product_of(a, b, m, n, depth, c); });
     if (m >= 2 * WIDTH && depth <= DEEP && is_sparse(Matrix{b.data, b.column, b.row}, n, depth))
         return sparse_product_into(a, b, m, n, depth, rule);
     return product_into(a, b, m, n, depth, rule);

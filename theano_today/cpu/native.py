@@ -1,4 +1,5 @@
 """What all C Ops of the engine share: headers, compiler flags, and the key of Theano's module cache."""
+import ctypes
 import functools
 import hashlib
 import os
@@ -6,7 +7,7 @@ import sys
 
 from theano import gof
 
-__all__ = ['NativeOp']
+__all__ = ['NativeOp', 'survive_forks']
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -63,3 +64,39 @@ def _digest(names):
         with open(os.path.join(_HERE, name), 'rb') as file:
             digest.update(file.read())
     return int(digest.hexdigest()[:12], 16)
+
+
+def survive_forks():
+    """Let kernels run in processes that are forked, as `multiprocessing` does on Linux (once).
+
+    The threads of GCC's OpenMP are not there in the child of a fork, but it waits for them at the next
+    parallel loop, forever.  So the forking thread ends its own before; the next loop, in parent or
+    child, starts new ones, as many as before, hence results stay the same to the bit.  Before GCC 9
+    threads cannot be ended: there the child goes on with one.
+    """
+    if not _fork_handlers and hasattr(os, 'register_at_fork'):
+        _fork_handlers.append(os.register_at_fork(before=_end_threads, after_in_child=_without_threads))
+
+
+_fork_handlers = []
+_PAUSE_HARD = 2  # omp_pause_hard, from omp.h
+
+
+def _libgomp():
+    """GCC's OpenMP if this process has loaded it, else None.  (That of LLVM handles forks itself.)"""
+    try:
+        return ctypes.CDLL('libgomp.so.1', mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+    except (OSError, AttributeError):
+        return None
+
+
+def _end_threads():
+    library = _libgomp()
+    if hasattr(library, 'omp_pause_resource_all'):
+        library.omp_pause_resource_all(_PAUSE_HARD)
+
+
+def _without_threads():
+    library = _libgomp()
+    if library is not None and not hasattr(library, 'omp_pause_resource_all'):
+        library.omp_set_num_threads(1)

@@ -56,7 +56,11 @@ KERNELS = r'''
 
 extern "C" int product(const float* a, long a_row, long a_column, const float* b, long b_row, long b_column,
                        long m, long n, long depth, float* c) {
-    return matmul::product({a, a_row, a_column}, {b, b_row, b_column}, m, n, depth, c);
+    return matmul::product({a, a_row, a_column}, {b, b_row, b_column}, m, n, depth, c, n);
+}
+extern "C" int product_of(const float* a, long a_row, long a_column, const float* b, long b_row, long b_column,
+                          long m, long n, long depth, float* c) {
+    return matmul::product_of({a, a_row, a_column}, {b, b_row, b_column}, m, n, depth, c);
 }
 extern "C" int sparse_product(const float* a, long a_row, long a_column, const float* b, long b_row, long b_column,
                               long m, long n, long depth, float* c) {
@@ -116,6 +120,22 @@ def test_product_at_every_width(kernels):
         a = integers(random, m, depth) if random.rand() < .5 else integers(random, depth, m).T
         b = integers(random, depth, n) if random.rand() < .5 else integers(random, n, depth).T
         np.testing.assert_array_equal(multiply(kernels.product, a, b), a.dot(b))
+
+
+def test_narrow_and_shallow_products_at_every_width(kernels):
+    random = np.random.RandomState(7)
+    sizes = [0, 1, 2, 7, 8, 9, 16, 17, 65, 130]
+    for m in sizes:
+        for n in sizes:
+            for depth in [0, 1, 2, 3, 8, 9, 40, 70]:
+                a, b = integers(random, m, depth), integers(random, depth, n)
+                if random.rand() < .5:
+                    a = np.asfortranarray(a)
+                if random.rand() < .5:
+                    b = np.asfortranarray(b)
+                if random.rand() < .2:
+                    a = np.repeat(a, 2, axis=1)[:, ::2]
+                np.testing.assert_array_equal(multiply(kernels.product_of, a, b), a.dot(b))
 
 
 @pytest.mark.parametrize('name', ['sparse_product', 'sparse_product_into'])
