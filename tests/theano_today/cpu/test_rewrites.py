@@ -178,7 +178,7 @@ def test_switches():
     ('cxx=', False), ('optimizer_excluding=local_fill_sink', True)])
 def test_theano_flags(flags, active):
     code = ('import theano_today, theano, theano.tensor as T; x, W = T.ftensor4(), T.ftensor4();'
-            'f = theano.function([x, W], T.nnet.conv2d(x, W));'
+            'f = theano.function([x, W], T.nnet.relu(T.nnet.conv2d(x, W)));'
             'print([type(node.op).__name__ for node in f.maker.fgraph.toposort()])')
     flags = ','.join(filter(None, [os.environ.get('THEANO_FLAGS'), flags, 'linker=py']))
     answer = subprocess.run([sys.executable, '-c', code], env=dict(os.environ, THEANO_FLAGS=flags),

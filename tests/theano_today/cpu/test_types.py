@@ -115,8 +115,8 @@ def test_broadcastable_dimensions_of_a_layer(which, pattern):
     types = [typed(a) for a in values]
     types['xWbu'.index(which)] = typed(values['xWbu'.index(which)], pattern)
     function = agree(layer, values, types)
-    if function is not None:
-        assert count(function, ConvPool) == 1, 'the convolution itself is always the engine\'s'
+    if not any(pattern) or (which == 'x' and pattern == (True, False, False, False)):
+        assert count(function, ConvPool) == 1 and count(function, ConvPoolGrad) == 1
 
 
 @pytest.mark.parametrize('filters, broadcastable', [(1, True), (3, True), (1, False), (3, False)])
@@ -176,9 +176,9 @@ def test_sizes_of_zero_and_sizes_that_do_not_fit(x, W):
 def test_sizes_that_were_promised_otherwise(wrong):
     def old(x, W):
         return [theano.tensor.nnet.conv.conv2d(x, W, (3, 2, 6, 5), (3, 2, 2, 3))]
-    monkey = theano.gof.Op.make_c_thunk
-    function = theano.function(*(lambda x, W: ([x, W], old(x, W)))(T.ftensor4(), T.ftensor4()))
-    assert count(function, ConvPool) == 1 and monkey
+    x, W = T.ftensor4(), T.ftensor4()
+    function = theano.function([x, W], old(x, W))
+    assert count(function, ConvPool) == 1
     assert function(numbers((3, 2, 6, 5)), numbers((3, 2, 2, 3)))[0].shape == (3, 3, 5, 3)
     with pytest.raises(ValueError):
         function(numbers(wrong), numbers((3, 2, 2, 3)))
@@ -199,8 +199,6 @@ def test_types_of_a_product(left, right, dtypes):
         product = T.dot(a, b)
         wrt = [v for v in (a, b) if v.dtype.startswith('float')]
         return [product] + T.grad((product ** 2).sum(), wrt)
-    if left == (False,) and right[0] is True and len(right) == 1:
-        pytest.skip('not a type')
     agree(build, [a, b], [typed(a, left), typed(b, right)])
 
 
