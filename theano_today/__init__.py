@@ -8,9 +8,10 @@ Importing this package
 1. puts back what the old packages miss in today's Python, NumPy and scikit-learn
    (`theano_today.compat`),
 2. gives Theano the flags it needs: a BLAS from pip, float32, and so on (`default_flags`),
-3. tells the C library to keep freed memory, which Theano frees and takes again in every step,
-4. imports Theano and installs the CPU engine (`theano_today.cpu`), and with the flag
-   ``device=cuda`` the engine for NVIDIA GPUs (`theano_today.cuda`).
+3. imports Theano and installs the CPU engine (`theano_today.cpu`), and with the flag
+   ``device=cuda`` the engine for NVIDIA GPUs (`theano_today.cuda`),
+4. tells the C library to keep memory that compiled functions free, which they take again in every
+   step (`theano_today.memory`).
 
 A flag that you set in ``THEANO_FLAGS`` or in a ``.theanorc`` always wins over ours.
 """
@@ -117,24 +118,6 @@ def _load_blas():
     ctypes.CDLL(os.path.join(folder, blas.get_library(fullname=True)), mode=ctypes.RTLD_GLOBAL)
 
 
-def _keep_freed_memory():
-    """Tell glibc to keep memory that Theano frees instead of giving it back to the kernel.
-
-    Theano frees and takes hundreds of MB in each training step; faulting those pages in again was
-    half of stock Theano's wall time in our measurements.
-    """
-    if not sys.platform.startswith('linux'):
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:  # musl and others
-        return
-    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # from glibc's malloc.h
-    mallopt(M_MMAP_THRESHOLD, 1 << 30)  # take large arrays from the heap, not from mmap
-    mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)  # never give the top of the heap back
-    mallopt(M_TOP_PAD, 64 << 20)  # grow the heap in large steps
-
-
 def _check_compiler():
     """Raise SetupError where Theano would fall back to Python code, hundreds of times slower."""
     compiler = _user_flag('cxx')
@@ -166,10 +149,10 @@ def _set_up():
     gpu = cuda.torch_device(flag) if cuda.asked_for(flag) else None
     _set_flags()
     _load_blas()
-    _keep_freed_memory()
     _import_theano(gpu)
-    from . import cpu
+    from . import cpu, memory
     cpu.install()
+    memory.install(sys.modules['theano'].compile.Function)
     if gpu is not None:
         cuda.install(gpu)
 

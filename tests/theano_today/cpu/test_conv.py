@@ -6,7 +6,10 @@ equal to the last bit, and ties in max-pooling and zeros at the ReLU occur all t
 import ctypes
 import functools
 import os
+import shutil
 import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ import theano.tensor as T
 from lasagne.layers import (Conv2DLayer, DropoutLayer, InputLayer, MaxPool2DLayer,
                             get_all_params, get_output)
 from theano_today import cpu
+from theano_today.cpu import native
 from theano_today.cpu.conv import RELUS, ConvPool, ConvPoolGrad, Pooling
 from theano_today.cpu.native import NativeOp
 
@@ -544,3 +548,91 @@ def test_dropout_drops_what_stock_theano_drops():
     image = rounded(np.random.RandomState(6), 3, 2, 13, 12)
     first, second = [assert_same_results(fused, stock, image)[0] for _ in range(2)]
     assert (first != second).any()
+
+
+def test_short_memory_is_an_error():
+    resource = pytest.importorskip('resource')
+    program = textwrap.dedent('''
+        import resource, theano_today, numpy as np, theano, theano.tensor as T
+        from theano.tensor.signal.pool import pool_2d
+        x, W = T.ftensor4(), T.ftensor4()
+        h = pool_2d(T.nnet.relu(T.nnet.conv2d(x, W, border_mode='full')), (2, 2), ignore_border=True)
+        function = theano.function([x, W], [h.sum()] + T.grad(h.sum(), [x, W]))
+        names = [type(node.op).__name__ for node in function.maker.fgraph.toposort()]
+        assert 'ConvPool' in names and 'ConvPoolGrad' in names
+        X, F = np.ones((1, 1, 40, 40), 'f'), np.ones((2, 1, 3, 3), 'f')
+        before = function(X, F)[0]
+        image, filters = np.ones((1, 4, 1500, 1500), 'f'), np.ones((2, 4, 3, 3), 'f')
+        with open('/proc/self/statm') as file:
+            size = int(file.read().split()[0]) * resource.getpagesize()
+        for more in range(5, 150, 10):  # MB: too few at one place after the other
+            resource.setrlimit(resource.RLIMIT_AS, (size + (more << 20), resource.RLIM_INFINITY))
+            try:
+                function(image, filters)
+            except MemoryError:
+                print('MemoryError')
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert function(X, F)[0] == before
+        function(image, filters)
+        print('goes on')
+    ''')
+    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, universal_newlines=True,
+                            env=dict(os.environ, OMP_NUM_THREADS='2'))
+    assert result.returncode == 0, result.stderr[-2000:]
+    lines = result.stdout.splitlines()
+    assert resource and lines.count('MemoryError') >= 2 and lines[-1] == 'goes on'
+
+
+@pytest.mark.parametrize('keep', [0., 1.], ids=['dropped', 'kept'])
+def test_a_gradient_beyond_all_bounds_stays_where_it_is(keep):
+    x, W, u, g = T.ftensor4(), T.ftensor4(), T.ftensor4(), T.ftensor4()
+    h = T.nnet.relu(T.nnet.conv2d(x, W))
+    h = h / .25 * T.cast(u < .5, 'float32')
+    rng = np.random.RandomState(0)
+    values = [abs(rng.randn(*shape)).astype('float32') for shape in ((2, 3, 6, 6), (3, 3, 2, 2))]
+    samples, gradient = np.zeros((2, 3, 5, 5), 'float32'), np.ones((2, 3, 5, 5), 'float32')
+    samples[0, 1, 2, 2], gradient[0, 1, 2, 2] = 1 - keep, 3e38
+    fused, stock = [compiled([], [x, W, u, g], [x, W], (h * g).sum(), fused=f) for f in (True, False)]
+    assert count(fused, ConvPoolGrad) == 1
+    for a, b in zip(fused(*values, samples, gradient), stock(*values, samples, gradient)):
+        np.testing.assert_array_equal(np.isfinite(a), np.isfinite(b))
+        np.testing.assert_allclose(a[np.isfinite(a)], b[np.isfinite(b)], rtol=1e-5)
+
+
+def test_c_code_in_python_files_counts_for_the_cache(monkeypatch, tmp_path):
+    before = ConvPool().c_code_cache_version()
+    assert before == ConvPool(relu='half').c_code_cache_version() and before
+    changed = tmp_path / 'cpu'
+    shutil.copytree(HEADERS, str(changed))
+    with open(str(changed / 'conv.py'), 'a') as file:
+        file.write('# changed\n')
+    monkeypatch.setattr(native, '_HERE', str(changed))
+    native._digest.cache_clear()
+    try:
+        assert ConvPool().c_code_cache_version() != before
+    finally:
+        native._digest.cache_clear()
+
+
+def test_long_sums_of_gradients_are_as_good_as_stock():
+    """Positive gradients of many pixels: one float32 accumulator would lose four digits."""
+    x, W, b, g = T.ftensor4(), T.ftensor4(), T.fvector(), T.ftensor4()
+    rng = np.random.RandomState(0)
+    for shape, filters in (((2, 1, 500, 500), (3, 1, 3, 3)), ((2, 8, 250, 250), (5, 8, 3, 3))):
+        h = T.nnet.relu(T.nnet.conv2d(x, W) + b.dimshuffle('x', 0, 'x', 'x'))
+        fused, stock = [compiled([], [x, W, b, g], [W, b], (h * g).sum(), fused=f) for f in (True, False)]
+        assert count(fused, ConvPoolGrad) == 1
+        image, weights = rng.rand(*shape).astype('float32'), rng.rand(*filters).astype('float32')
+        bias = np.zeros(filters[0], 'float32')
+        gradient = rng.rand(shape[0], filters[0], shape[2] - 2, shape[3] - 2).astype('float32')
+        exact = np.zeros(filters)
+        for i in range(3):
+            for j in range(3):
+                exact[:, :, 2 - i, 2 - j] = np.einsum(
+                    'nohw,nchw->oc', gradient.astype('float64'),
+                    image[:, :, i:i + shape[2] - 2, j:j + shape[3] - 2].astype('float64'))
+        exact = exact, gradient.sum(axis=(0, 2, 3), dtype='float64')
+        for a, s, e in zip(fused(image, weights, bias, gradient), stock(image, weights, bias, gradient), exact):
+            error, stocks = [abs(v - e).max() / abs(e).max() for v in (a, s)]
+            assert error < max(3 * stocks, 2e-6)
