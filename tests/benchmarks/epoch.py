@@ -208,7 +208,7 @@ def work(contender, net_name, rows):
         answers.flush()
 
 
-class Contender(object):
+class Contender:
     """A process that trains an epoch when asked to.
 
     Attributes

@@ -39,7 +39,7 @@ def pool_length(n, size, stride, pad, ignore_border):
     return max(0, (n - 1 - size) // stride + 1) + 1
 
 
-class Reference(object):
+class Reference:
     """A layer in NumPy, each step as Theano's Op does it.
 
     Parameters

@@ -394,7 +394,7 @@ def test_update_rules(name):
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=2e-5)
 
 
-class Step(object):
+class Step:
     """One update of a matrix by a gradient ``dot(a.T, g)`` whose parts are given."""
 
     def __init__(self, mode=None, shape=(30, 20), and_return=None, seed=0):

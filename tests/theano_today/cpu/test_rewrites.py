@@ -182,7 +182,7 @@ def test_theano_flags(flags, active):
             'print([type(node.op).__name__ for node in f.maker.fgraph.toposort()])')
     flags = ','.join(filter(None, [os.environ.get('THEANO_FLAGS'), flags, 'linker=py']))
     answer = subprocess.run([sys.executable, '-c', code], env=dict(os.environ, THEANO_FLAGS=flags),
-                            stdout=subprocess.PIPE, universal_newlines=True, check=True).stdout
+                            stdout=subprocess.PIPE, text=True, check=True).stdout
     assert ('ConvPool' in answer) == active
 
 
