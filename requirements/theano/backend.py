@@ -8,16 +8,19 @@ PIP_INDEX_URL, PIP_PROXY or PIP_FIND_LINKS, not those of the command line.
 import os
 import subprocess
 import sys
+import sysconfig
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def get_requires_for_build_wheel(config_settings=None):
     """Refuse a Python for which there are no wheels of NumPy; need no more than pyproject.toml."""
-    if not (3, 10) <= sys.version_info[:2] <= (3, 14) or sys.implementation.name != 'cpython':
-        sys.exit('requirements.txt is for CPython 3.10 to 3.14; this is {} {}.{}. '
-                 'Make the environment with one of those: python3.13 -m venv venv'.format(
-                     sys.implementation.name, *sys.version_info[:2]))
+    python = '{} {}.{}'.format(sys.implementation.name, *sys.version_info[:2])
+    if sysconfig.get_config_var('Py_GIL_DISABLED'):
+        python += ' without the GIL'
+    if python not in ['cpython 3.{}'.format(minor) for minor in range(10, 15)]:
+        sys.exit('requirements.txt is for CPython 3.10 to 3.14; this is {}. Make the environment with '
+                 'one of those: python3.13 -m venv venv'.format(python))
     return []
 
 
