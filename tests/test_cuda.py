@@ -184,20 +184,18 @@ def test_kfkd_unchanged(tmp_path):
 
 
 JOBS = '''
+import os
 import stepwise
-from theano_today.nets import parallel
+from theano_today.nets.parallel import Training, side_by_side
 
 def prepare(outputs):
-    return (stepwise.net(outputs, stepwise.Steps("steps")), *stepwise.data(outputs), {})
+    steps = stepwise.Steps(os.path.abspath("steps"))
+    return (stepwise.net(outputs, steps), *stepwise.data(outputs), {})
 
-trainings = [parallel.Training(str(n), "net-{}.npz".format(n), lambda n=n: prepare(n))
-             for n in (1, 2)]
-assert parallel.fit(trainings, 2, verbose=0) == {}
-for n in 1, 2:
-    net, X, y, settings = prepare(n)
-    with parallel.Checkpoint("net-{}.npz".format(n), net, settings) as checkpoint:
-        net.fit(X, y)
-    assert checkpoint.finished and len(net.train_history_) == 4
+trainings = [Training(str(n), "net-{}.npz".format(n), lambda n=n: prepare(n)) for n in (1, 2)]
+for training in side_by_side(trainings, 2, verbose=0):
+    net = training.fit()
+    assert training.checkpoint.finished and len(net.train_history_) == 4
 print(type(net.train_iter_.fn).__name__, len(stepwise.steps("steps")))
 '''
 
