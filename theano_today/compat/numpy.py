@@ -9,6 +9,7 @@ not fit an integer type is an error.  Theano asks `np.float32(0.1) == 0.1` wheth
 (``THEANO_FLAGS=cxx=``), when the variable ``NPY_PROMOTION_STATE`` is ``weak_and_warn``.
 """
 import builtins
+import copyreg
 import functools
 import os
 
@@ -118,6 +119,26 @@ if NUMPY2:
         'struct theano_complex%(nbits)s : public npy_complex%(nbits)s\n            {\n':
             'struct theano_complex%(nbits)s\n            {\n'
             '                npy_float%(half_nbits)s real, imag;\n'})
+
+
+@beforehand
+def _pickles_of_random_states():
+    """Pickle a RandomState as NumPy 1 did.
+
+    NumPy 2.0 writes an object more, with the same state once more, and NumPy 1 cannot load that.
+    Nets hold three, and `theano_today.nets.safe_pickle` knows the one form, which both can load.
+    """
+    if not NUMPY2:
+        return
+    from numpy.random import _pickle
+
+    def reduce(random):
+        if type(random._bit_generator) is not np.random.MT19937:
+            return random.__reduce__()
+        arguments = 'MT19937', _pickle.__bit_generator_ctor
+        return _pickle.__randomstate_ctor, arguments, random.get_state(legacy=False)
+
+    copyreg.pickle(np.random.RandomState, reduce)
 
 
 @after_import('theano.tensor.inc_code')

@@ -87,12 +87,19 @@ def _size(shape, dtype):
     return size
 
 
-def _array(data, dtype, shape, order='C'):
+def _array(data, dtype, shape, order='C', axis_order=None):
     if not isinstance(data, (bytes, bytearray)) or _size(shape, dtype) != len(data):
         _refuse('an array whose size is not the one it claims')
-    if order not in ('C', 'F'):
+    array = np.frombuffer(data, dtype)
+    if order == 'K':  # axes in another order: from NumPy 2 on
+        if not isinstance(axis_order, tuple) or \
+                not all(type(axis) is int for axis in axis_order) or \
+                sorted(axis_order) != list(range(len(shape))):
+            _refuse('an array with its axes in an impossible order')
+        return array.reshape(shape).transpose(axis_order)
+    if order not in ('C', 'F') or axis_order is not None:
         _refuse('an array in the order {!r}'.format(order))
-    return np.frombuffer(data, dtype).reshape(shape, order=order)
+    return array.reshape(shape, order=order)
 
 
 def _scalar(dtype, data):

@@ -2,6 +2,9 @@
 
 Expected types are those that NumPy 1.26 gives; numbers are checked against NumPy.
 """
+import copy
+import pickle
+
 import theano_today  # noqa: F401  (before theano)
 
 import numpy as np
@@ -197,3 +200,14 @@ def test_debug_mode():
     f = theano.function([x], T.inc_subtensor(x[[0, 0]], 1).sum() * 2, mode=DebugMode(
         check_py_code=True, check_c_code=True))
     assert f(np.ones(3, 'float32')) == 10
+
+
+def test_random_states_in_pickles():
+    """As NumPy 1 wrote them: with the state once, and names that safe_pickle knows."""
+    random = np.random.RandomState(3)
+    random.normal(size=3)  # one number of a pair is kept
+    data = pickle.dumps(random, -1)
+    assert len(data) < 3000 and b'_mt19937' not in data
+    expected = copy.deepcopy(random).normal(size=5)
+    np.testing.assert_array_equal(pickle.loads(data).normal(size=5), expected)
+    np.testing.assert_array_equal(random.normal(size=5), expected)
