@@ -74,19 +74,17 @@ KINDS = {
 }
 
 
-def functions(kind):
+def functions(kind, dtypes=('float32', 'float32')):
     """The function with the engine and without."""
     import theano
     import theano.tensor as T
     from theano_today import cpu
-    inputs = [T.fmatrix(), T.fmatrix()] if kind.startswith('dot') else [
-        T.ftensor4('x'), T.ftensor4('W'), T.fvector('b'), T.ftensor4('g')]
-    outputs = KINDS[kind](T, *inputs)
     result = []
-    for switch in (cpu.enable, cpu.disable):
+    for switch, dtype in zip((cpu.enable, cpu.disable), dtypes):
+        dims = (2, 2) if kind.startswith('dot') else (4, 4, 1, 4)
+        inputs = [T.TensorType(dtype, (False,) * ndim)() for ndim in dims]
         switch()
-        result.append(theano.function(inputs, [theano.Out(o, borrow=True) for o in outputs],
-                                      on_unused_input='ignore'))
+        result.append(theano.function(inputs, KINDS[kind](T, *inputs), on_unused_input='ignore'))
     cpu.enable()
     return result
 
@@ -154,6 +152,55 @@ def time_shapes(kind, args):
             print('{:6.2f} times stock: {:9.3f} ms, stock {:9.3f} ms   {} {}'.format(
                 ours / stock, 1e3 * ours, 1e3 * stock, kind, label), flush=True)
     return ratios
+
+
+# Where long sums are: shapes that the random ones rarely reach.
+LONG = {
+    'dot': [((3, 1000000), (1000000, 40)), ((40, 1000000), (1000000, 3)), ((2, 300000), (300000, 2))],
+    'gradients-relu': [((2, 1, 1000, 1000), (3, 1, 3, 3)), ((1, 2, 2000, 2000), (2, 2, 3, 3)),
+                       ((512, 8, 30, 30), (8, 8, 3, 3))],
+    'gradients-relu-pool': [((64, 32, 47, 47), (64, 32, 2, 2)), ((2, 1, 1000, 1000), (3, 1, 3, 3))],
+}
+
+
+def accuracy(args):
+    """Prints results that are further from float64 than three times stock's; returns how many."""
+    import numpy as np
+    bad = 0
+    for kind in args.kinds:
+        if kind not in LONG:
+            continue
+        pair, (_, exact) = functions(kind), functions(kind, ('float64', 'float64'))
+        random = np.random.RandomState(args.seed)
+        worst = 0
+        for i in range(args.shapes):
+            if i < len(LONG[kind]):
+                shapes, label = list(LONG[kind][i]), str(LONG[kind][i])
+                if len(shapes[0]) == 4:
+                    (n, _, h, w), (o, _, k, _) = shapes
+                    pool = 2 if 'pool' in kind else 1
+                    shapes += [(o,), (n, o, (h - k + 1) // pool, (w - k + 1) // pool)]
+            else:
+                arrays, label = draw_arrays(kind, random)
+                shapes = [a.shape for a in arrays]
+            # Positive numbers: nothing cancels, and every rounding counts.
+            arrays = [random.random_sample(shape).astype(np.float32) for shape in shapes]
+            if kind == 'dot' and i % 2:
+                arrays[0][random.random_sample(arrays[0].shape) < .7] = 0  # for the sparse products
+            truth = exact(*[a.astype(np.float64) for a in arrays])
+            results = [function(*arrays) for function in pair]
+            for number, (t, ours, stock) in enumerate(zip(truth, *results)):
+                if t.size:
+                    errors = [abs(v - t).max() / abs(t).max() for v in (ours, stock)]
+                    # Below two units in the last place there is nothing to compare.
+                    ratio = errors[0] / max(errors[1], 8e-8)
+                    worst = max(worst, ratio)
+                    if ratio > 3:
+                        bad += 1
+                        print('{:5.1f} times stock\'s error: {:.1e}, stock {:.1e}   {} {}, result {}'.format(
+                            ratio, errors[0], errors[1], kind, label, number), flush=True)
+        print('{}: {} shapes, at worst {:.1f} times stock\'s error'.format(kind, args.shapes, worst), flush=True)
+    return int(bad > 0)
 
 
 def main():
