@@ -3,6 +3,7 @@
     python tests/benchmarks/sweep.py                    speed: 150 shapes of each kind, all threads
     python tests/benchmarks/sweep.py --threads 1        on one thread
     python tests/benchmarks/sweep.py --kinds dot conv   some kinds only
+    python tests/benchmarks/sweep.py --accuracy         distance from float64, relative to the largest
 
 Shapes are drawn at random, evenly on a logarithmic scale, within what takes less than a second. Both
 contenders run in this process, in turn, on the same arrays; the least of several times counts. Shapes
@@ -26,6 +27,7 @@ def parse():
     parser.add_argument('--limit', type=float, default=1.2, help='ratio above which a shape is printed')
     parser.add_argument('--seconds', type=float, default=.4, help='time for each shape and contender')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--accuracy', action='store_true', help='compare with float64 instead of timing')
     parser.add_argument('--verbose', action='store_true', help='print every shape')
     return parser.parse_args()
 
@@ -209,6 +211,8 @@ def main():
         os.environ['OMP_NUM_THREADS'] = os.environ['OPENBLAS_NUM_THREADS'] = str(args.threads)
     import theano_today  # noqa: F401
     import numpy as np
+    if args.accuracy:
+        raise SystemExit(accuracy(args))
     slow = 0
     for kind in args.kinds:
         ratios = np.array(time_shapes(kind, args))
