@@ -24,7 +24,7 @@ X = np.ones((2000, 2000), 'float32')  # 16 MB
 
 def run(program):
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', HEAD + program], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, universal_newlines=True)
+                            stderr=subprocess.PIPE, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     return [float(number) for number in result.stdout.split()]
 

@@ -57,7 +57,7 @@ def _openmp():
     return gof.OpenMPOp.gxx_support_openmp
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _digest(names):
     digest = hashlib.sha256()
     for name in names:

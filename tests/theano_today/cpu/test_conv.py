@@ -577,7 +577,7 @@ def test_short_memory_is_an_error():
         print('goes on')
     ''')
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, universal_newlines=True,
+                            stderr=subprocess.PIPE, text=True,
                             env=dict(os.environ, OMP_NUM_THREADS='2'))
     assert result.returncode == 0, result.stderr[-2000:]
     lines = result.stdout.splitlines()

@@ -57,5 +57,5 @@ print('answered')
 def test_children_answer(threads):
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', PROGRAM], env=environment, timeout=600,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert result.stdout == 'answered\n', result.stderr[-2000:]
