@@ -201,7 +201,7 @@ def accuracy(args):
                         bad += 1
                         print('{:5.1f} times stock\'s error: {:.1e}, stock {:.1e}   {} {}, result {}'.format(
                             ratio, errors[0], errors[1], kind, label, number), flush=True)
-        print('{}: {} shapes, at worst {:.1f} times stock\'s error'.format(kind, args.shapes, worst), flush=True)
+        print(f"{kind}: {args.shapes} shapes, at worst {worst:.1f} times stock's error", flush=True)
     return int(bad > 0)
 
 
