@@ -8,6 +8,7 @@ odd, but can be used, is printed.
 """
 import csv
 import os
+import re
 import warnings
 from datetime import datetime
 
@@ -95,7 +96,7 @@ def _numbers(table, name, fname, whole=False):
     if bad.any():
         row = bad.idxmax()
         raise FileError('{}, line {}, column {}: {:.100} is not a {}number.'.format(
-            fname, row + 2, name, repr(table[name][row]), 'whole ' if whole else ''))
+            fname, row + 2, name, _shown(table[name][row]), 'whole ' if whole else ''))
     return column.astype(int) if whole else column
 
 
@@ -158,22 +159,46 @@ def read_faces(fname, largest=LARGEST):
     return df.copy()
 
 
+def _shown(value):
+    """A cell of a table as a message shows it; NumPy 2 would write np.float64(1.5)."""
+    return repr(value.item() if isinstance(value, np.generic) else value)
+
+
 def _parse_image(text):
     """Return the numbers in a string as an array, up to the first thing that is not a number.
 
     If there is such a thing after 96x96 numbers, it counts as one more.
     """
-    with warnings.catch_warnings(record=True) as caught:  # NumPy warns of such a thing
-        warnings.simplefilter('always')
-        # Whole numbers, as in Kaggle's files, are read ten times faster as such.
-        image = np.fromstring(text, sep=' ', dtype=np.int64)
-        if caught or len(image) != 96 * 96:
-            caught.clear()
-            image = np.fromstring(text, sep=' ', dtype=np.float32)
-            if caught and len(image) == 96 * 96:
-                return np.append(image, np.float32(np.nan))
+    # Whole numbers, as in Kaggle's files, are read ten times faster as such.
+    image, whole = _leading_numbers(text, np.int64)
+    if not whole or len(image) != 96 * 96:
+        image, whole = _leading_numbers(text, np.float32)
+        if not whole and len(image) == 96 * 96:
+            return np.append(image, np.float32(np.nan))
+    with np.errstate(invalid='ignore'):
         small = image.astype(np.uint8)  # a quarter of the memory
-        return small if (small == image).all() else image
+    return small if (small == image).all() else image
+
+
+def _leading_numbers(text, dtype):
+    """Return the numbers that a string begins with, and whether there is nothing else in it."""
+    with warnings.catch_warnings():
+        # Where it finds something else NumPy warns; an error since 2.3.
+        warnings.simplefilter('error', DeprecationWarning)
+        try:
+            return np.fromstring(text, sep=' ', dtype=dtype), True
+        except (DeprecationWarning, ValueError):
+            pass
+    numbers = []
+    for word in text.split():
+        number = re.match(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf)', word, re.IGNORECASE)
+        try:
+            numbers.append(dtype(number.group() if number else word))
+        except (ValueError, OverflowError):
+            break
+        if number.group() != word:
+            break
+    return np.array(numbers, dtype), False
 
 
 def _tell(fname, odd, what):
@@ -299,7 +324,7 @@ def look_up(predictions, fname, ftest, largest=LARGEST):
         if (found < 0).any():
             row = (found < 0).argmax()
             raise FileError('{}, line {}, column {}: {:.100} is not in {}.'.format(
-                fname, row + 2, name, repr(table[name][row]), where))
+                fname, row + 2, name, _shown(table[name][row]), where))
     return pd.DataFrame({'RowId': row_id, 'Location': predictions.values[rows, columns]})
 
 
