@@ -341,7 +341,7 @@ def test_values_are_not_read_during_a_call(monkeypatch):
 
 @pytest.mark.parametrize('error', [
     RuntimeError('Failed to find C compiler. Please specify via CC environment variable.'),
-    PermissionError(13, 'Permission denied', '/root/.triton/cache'), ImportError('no triton')])
+    PermissionError(13, 'Permission denied', '/home/user/.triton/cache'), ImportError('no triton')])
 def test_without_working_kernels(error, monkeypatch, caplog):
     """PyTorch's own calls do the work, with one warning: in the warm-up, or in the first call."""
     def fails(*args, **kwargs):

@@ -182,6 +182,7 @@ def _uncast(mask):
             isinstance(mask.owner.op.scalar_op, scalar.Cast):
         return mask.owner.inputs[0]
 
+
 # ---- following a layer from part to part ----
 
 

@@ -23,7 +23,8 @@ from lasagne.layers import (Conv2DLayer, DropoutLayer, InputLayer, MaxPool2DLaye
 from theano_today import cpu
 from theano_today.cpu import native
 from theano_today.cpu.conv import RELUS, ConvPool, ConvPoolGrad, Pooling
-from theano_today.cpu.native import NativeOp
+
+pytestmark = pytest.mark.usefixtures('few_modules')
 
 HEADERS = os.path.dirname(cpu.__file__)
 
@@ -309,20 +310,6 @@ def test_kernels_on_flat_images(kernels, value):
 
 
 # ---- the Ops in Theano's graphs ----
-
-
-@pytest.fixture(autouse=True)
-def few_modules(monkeypatch):
-    """Compile convolutions and pooling only: the small Ops around them run in Python just as well."""
-    in_c = (NativeOp, theano.tensor.nnet.corr.BaseCorrMM, theano.tensor.signal.pool.Pool,
-            theano.tensor.signal.pool.MaxPoolGrad)
-    make_c_thunk = theano.gof.Op.make_c_thunk
-
-    def chosen(self, *args, **kwargs):
-        if not isinstance(self, in_c):
-            raise NotImplementedError
-        return make_c_thunk(self, *args, **kwargs)
-    monkeypatch.setattr(theano.gof.Op, 'make_c_thunk', chosen)
 
 
 def compiled(outputs, inputs, wrt=(), cost=None, fused=True):

@@ -18,21 +18,8 @@ import theano.tensor as T
 from theano.tensor.signal.pool import pool_2d
 from theano_today import cpu
 from theano_today.cpu.conv import ConvPool, ConvPoolGrad
-from theano_today.cpu.native import NativeOp
 
-
-@pytest.fixture(autouse=True)
-def few_modules(monkeypatch):
-    """Compile convolutions, pooling and the engine's Ops only: the rest runs in Python just as well."""
-    in_c = (NativeOp, theano.tensor.nnet.corr.BaseCorrMM, theano.tensor.signal.pool.Pool,
-            theano.tensor.signal.pool.MaxPoolGrad, theano.tensor.nnet.conv.ConvOp)
-    make_c_thunk = theano.gof.Op.make_c_thunk
-
-    def chosen(self, *args, **kwargs):
-        if not isinstance(self, in_c):
-            raise NotImplementedError
-        return make_c_thunk(self, *args, **kwargs)
-    monkeypatch.setattr(theano.gof.Op, 'make_c_thunk', chosen)
+pytestmark = pytest.mark.usefixtures('few_modules')
 
 
 @contextlib.contextmanager

@@ -11,21 +11,8 @@ from theano.tensor.signal.pool import pool_2d
 from theano_today import cpu
 from theano_today.cpu.conv import ConvPool, ConvPoolGrad
 from theano_today.cpu.matmul import MatMul, MatMulUpdate
-from theano_today.cpu.native import NativeOp
 
-
-@pytest.fixture(autouse=True)
-def few_modules(monkeypatch):
-    """Compile convolutions and pooling only: the small Ops around them run in Python just as well."""
-    in_c = (NativeOp, theano.tensor.nnet.corr.BaseCorrMM, theano.tensor.signal.pool.Pool,
-            theano.tensor.signal.pool.MaxPoolGrad)
-    make_c_thunk = theano.gof.Op.make_c_thunk
-
-    def chosen(self, *args, **kwargs):
-        if not isinstance(self, in_c):
-            raise NotImplementedError
-        return make_c_thunk(self, *args, **kwargs)
-    monkeypatch.setattr(theano.gof.Op, 'make_c_thunk', chosen)
+pytestmark = pytest.mark.usefixtures('few_modules')
 
 
 def count(function, *ops):
