@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from without_torch import CODE as WITHOUT_TORCH
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -84,12 +85,12 @@ def error_of(code, flags='device=cuda', **environment):
 
 
 def test_without_pytorch():
-    message = error_of('import sys; sys.modules["torch"] = None; import theano_today')
+    message = error_of(WITHOUT_TORCH + 'import theano_today')
     assert 'device=cuda needs PyTorch' in message and 'requirements/cuda.txt' in message
 
 
 def test_kfkd_says_it_in_one_line(tmp_path):
-    (tmp_path / 'sitecustomize.py').write_text('import sys; sys.modules["torch"] = None\n')
+    (tmp_path / 'sitecustomize.py').write_text(WITHOUT_TORCH)
     path = os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])
     done = run(['kfkd.py', 'fit'], PYTHONPATH=path)
     assert done.returncode == 1 and done.stdout.startswith('kfkd.py: device=cuda needs PyTorch')
@@ -109,7 +110,7 @@ def test_flags_with_typing_errors():
 
 
 def test_the_cpu_needs_no_pytorch():
-    code = ('import sys; sys.modules["torch"] = None; import theano_today, theano; '
+    code = (WITHOUT_TORCH + 'import theano_today, theano; '
             'print(theano.function([], theano.shared(1.) * 2)())')
     done = run(['-c', code], '')
     assert done.returncode == 0 and done.stdout.strip() == '2.0'
@@ -177,7 +178,7 @@ def test_kfkd_unchanged(tmp_path):
     assert losses[0].shape == (2, 2)
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     for flags, program, path in (('device=cuda', 'Program', 'CVM'), ('', 'CVM', 'Program')):
-        code = PREDICT if flags else 'import sys; sys.modules["torch"] = None\n' + PREDICT
+        code = PREDICT if flags else WITHOUT_TORCH + PREDICT
         done = run(['-c', code, str(tmp_path / path)], flags, THEANO_TODAY_TORCH='cpu',
                    PYTHONPATH=ROOT)
         assert done.stdout.endswith(program + '\n'), done.stdout

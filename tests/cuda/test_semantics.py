@@ -16,6 +16,7 @@ from reference import C, on_device
 from theano.tensor.nnet.neighbours import images2neibs
 from theano_today.cuda import convert, graphs
 from theano_today.cuda.storage import DeviceStorage
+from without_torch import CODE as WITHOUT_TORCH
 
 X = np.arange(6, dtype='float32').reshape(2, 3)
 
@@ -244,8 +245,7 @@ def test_weights_read_by_a_machine_without_the_device(tmp_path):
     path = str(tmp_path / 'net.pickle')
     with open(path, 'wb') as file:
         pickle.dump(net, file)
-    code = ('import sys; sys.modules["torch"] = None\n'
-            'import theano_today, pickle\n'
+    code = (WITHOUT_TORCH + 'import theano_today, pickle\n'
             'net = pickle.load(open(sys.argv[1], "rb"))\n'
             'print(repr(net.W.get_value().tolist()))')
     flags = theano.config.base_compiledir
