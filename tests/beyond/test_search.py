@@ -169,7 +169,7 @@ def test_pipelines(digits, halves):
     images = net(layers=[('input', layers.InputLayer), ('conv', layers.Conv2DLayer)] + LAYERS[1:],
                  input_shape=(None, 1, 8, 8), conv_num_filters=4, conv_filter_size=(3, 3),
                  update_learning_rate=.1)
-    reshape = FunctionTransformer(np.reshape, kw_args=dict(newshape=(-1, 1, 8, 8)))
+    reshape = FunctionTransformer(lambda X: X.reshape(-1, 1, 8, 8))
     pipeline = make_pipeline(StandardScaler(), reshape, images)
     scores = cross_val_score(pipeline, X, y, cv=2)
     expected = []

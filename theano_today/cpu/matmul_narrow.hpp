@@ -3,11 +3,12 @@
 // What matmul.hpp does to be fast, packing both factors and computing whole tiles, costs more here than the product.
 // There is little to reuse: A is read once, in its own order, while B stays in the first-level cache.
 //
-//     short rows    C has at most NARROW columns:   dot products along the rows of A, or LANES rows of A at a time
+//     short rows    C has at most NARROW columns:   dot products along the rows of A, or where these are short
+//                                                   LANES rows of A at a time
 //     short sums    A has at most SHALLOW columns:  each row of C is a sum of a few rows of B
 //
 // C with few rows is the transpose of C with few columns. Each number of C is computed by one thread, in the same way
-// for any number of threads.
+// for any number of threads and any layout of A and B in memory: sizes alone decide.
 #pragma once
 #include "matmul.hpp"
 
@@ -94,8 +95,7 @@ struct NarrowKernels<0> {
 
 // C = A B with n <= NARROW columns; C's elements are `row` and `column` apart. Returns false when memory is short.
 static bool narrow_product(Matrix a, Matrix b, Index m, Index n, Index depth, float* c, Index row, Index column) {
-    // Along short rows there is no dot product worth the name.
-    const bool short_rows = depth < 4 * LANES, by_column = short_rows || (a.row == 1 && a.column != 1);
+    const bool by_column = depth < 4 * LANES;
     Workspace packed(n * depth);
     if (!packed.data) return false;
     for (Index k = 0; k < depth; k++)
@@ -124,11 +124,14 @@ static bool narrow_product(Matrix a, Matrix b, Index m, Index n, Index depth, fl
         }
         Matrix rows = {a.at(i0, 0), a.row, 1};
         Workspace copy(a.column == 1 ? 0 : (i1 - i0) * depth);
-        if (a.column != 1) {    // any other strides
+        if (a.column != 1) {
             done = done && copy.data;
             if (!copy.data) continue;
-            for (Index i = i0; i < i1; i++)
-                for (Index k = 0; k < depth; k++) copy.data[(i - i0) * depth + k] = *a.at(i, k);
+            if (a.row == 1)
+                simd::transpose(a.at(i0, 0), a.column, depth, i1 - i0, copy.data, depth);
+            else
+                for (Index i = i0; i < i1; i++)
+                    for (Index k = 0; k < depth; k++) copy.data[(i - i0) * depth + k] = *a.at(i, k);
             rows = Matrix{copy.data, depth, 1};
         }
         Index i = i0;

@@ -75,6 +75,7 @@ def test_visualize(fitted, digits):
     plt = visualize.plt
     net, _ = fitted
     x, y = digits
+    plt.close('all')  # plot_loss draws into the figure that is there
     try:
         visualize.plot_loss(net)
         lines = plt.gca().get_lines()

@@ -138,6 +138,16 @@ def test_narrow_and_shallow_products_at_every_width(kernels):
                 np.testing.assert_array_equal(multiply(kernels.product_of, a, b), a.dot(b))
 
 
+def test_narrow_products_have_the_same_bits_in_any_layout(kernels):
+    random = np.random.RandomState(8)
+    for m, depth, n in [(33, 100, 3), (100, 20, 8), (5, 200, 70), (40, 8, 40), (70, 1000, 10)]:
+        a, b = random.randn(m, depth).astype('float32'), random.randn(depth, n).astype('float32')
+        expected = multiply(kernels.product_of, a, b)
+        for left in a, np.asfortranarray(a), np.repeat(a, 2, axis=1)[:, ::2]:
+            for right in b, np.asfortranarray(b), np.repeat(b, 2, axis=1)[:, ::2]:
+                np.testing.assert_array_equal(multiply(kernels.product_of, left, right), expected)
+
+
 @pytest.mark.parametrize('name', ['sparse_product', 'sparse_product_into'])
 def test_sparse_products_at_every_width(kernels, name):
     random = np.random.RandomState(0)
