@@ -10,7 +10,8 @@ Importing this package
 2. gives Theano the flags it needs: a BLAS from pip, float32, and so on (`default_flags`),
 3. imports Theano and installs the CPU engine (`theano_today.cpu`), and with the flag
    ``device=cuda`` the engine for NVIDIA GPUs (`theano_today.cuda`),
-4. tells the C library to keep memory that compiled functions free, which they take again in every
+4. has g++ compile the headers of Theano's C modules once (`theano_today.headers`),
+5. tells the C library to keep memory that compiled functions free, which they take again in every
    step (`theano_today.memory`).
 
 A flag that you set in ``THEANO_FLAGS`` or in a ``.theanorc`` always wins over ours.
@@ -150,7 +151,8 @@ def _set_up():
     _set_flags()
     _load_blas()
     _import_theano(gpu)
-    from . import cpu, memory
+    from . import cpu, headers, memory
+    headers.install(sys.modules['theano'].gof.cmodule)
     cpu.install()
     memory.install(sys.modules['theano'].compile.Function)
     if gpu is not None:
