@@ -15,8 +15,12 @@ Importing this package
    step (`theano_today.memory`).
 
 A flag that you set in ``THEANO_FLAGS`` or in a ``.theanorc`` always wins over ours.
+
+``python -m theano_today script.py`` runs a script that knows nothing of this package.  Steps 2 to 4
+then wait until the script imports Theano: it may set flags before.
 """
 import configparser
+import contextlib
 import ctypes
 import os
 import shlex
@@ -139,34 +143,21 @@ def _check_compiler():
             'python3-devel).'.format(include))
 
 
-def _set_up():
-    if 'theano' in sys.modules:
-        raise SetupError('Import theano_today before theano, lasagne and nolearn: '
-                         'it sets the flags that Theano reads once, when it is imported.')
+@contextlib.contextmanager
+def _around_theano():
+    """Do what must be done before Theano is imported, and after."""
     _check_compiler()
-    compat.install()
     from . import cuda
     flag = _user_flag('device')
     gpu = cuda.torch_device(flag) if cuda.asked_for(flag) else None
     _set_flags()
     _load_blas()
-    _import_theano(gpu)
-    from . import cpu, headers, memory
-    headers.install(sys.modules['theano'].gof.cmodule)
-    cpu.install()
-    memory.install(sys.modules['theano'].compile.Function)
-    if gpu is not None:
-        cuda.install(gpu)
-
-
-def _import_theano(gpu):
-    """Import Theano; say what to do when it cannot write the modules it compiles."""
     flags = os.environ['THEANO_FLAGS']
     if gpu is not None:
         # Theano would look for its own backend; processes that we start shall see the user's flag.
         os.environ['THEANO_FLAGS'] = flags + ',device=cpu'
     try:
-        import theano  # noqa: F401
+        yield
     except ValueError as error:
         if 'compiledir' not in str(error):
             raise
@@ -175,6 +166,31 @@ def _import_theano(gpu):
             'environment variable THEANO_FLAGS=base_compiledir=/a/folder.'.format(error)) from error
     finally:
         os.environ['THEANO_FLAGS'] = flags
+    from . import cpu, headers, memory
+    headers.install(sys.modules['theano'].gof.cmodule)
+    cpu.install()
+    memory.install(sys.modules['theano'].compile.Function)
+    if gpu is not None:
+        cuda.install(gpu)
+
+
+def _runs_a_script():
+    """Whether Python is about to run `__main__`: ``python -m theano_today script.py``."""
+    # While runpy looks for the module, sys.argv[0] is '-m'.
+    words = sys.orig_argv
+    return sys.argv[:1] == ['-m'] and any(
+        second == '-m' + __name__ or (first, second) == ('-m', __name__)
+        for first, second in zip(words, words[1:]))
+
+
+def _set_up():
+    if 'theano' in sys.modules:
+        raise SetupError('Import theano_today before theano, lasagne and nolearn: '
+                         'it sets the flags that Theano reads once, when it is imported.')
+    compat.around_import('theano', _around_theano)
+    compat.install()
+    if not _runs_a_script():
+        import theano  # noqa: F401
 
 
 _set_up()

@@ -10,7 +10,7 @@ marked ``@beforehand``, those of a module of a package ``@after_import('that.mod
 ``replace('that.module', {old: new})`` changes a line in the middle of a function.
 """
 from . import lasagne, nolearn, numpy, python, sklearn, theano  # noqa: F401
-from .mending import after_import, before_theano, install
+from .mending import after_import, around_import, before_theano, install
 from .nolearn import new_net
 
-__all__ = ['after_import', 'before_theano', 'install', 'new_net']
+__all__ = ['after_import', 'around_import', 'before_theano', 'install', 'new_net']

@@ -1,5 +1,6 @@
 """How mends get into modules while Python imports them."""
 import collections
+import contextlib
 import hashlib
 import importlib.abc
 import importlib.machinery
@@ -11,6 +12,7 @@ import sys
 _BEFOREHAND = []
 _MENDS = collections.defaultdict(list)  # {module: functions}
 _REPLACEMENTS = collections.defaultdict(dict)  # {module: {old text: new text}}
+_AROUND = {}  # {module: context manager}
 
 
 def beforehand(mend):
@@ -44,11 +46,16 @@ def replace(module_name, texts):
     _REPLACEMENTS[module_name].update(texts)
 
 
+def around_import(module_name, context):
+    """Import the module `module_name`, when somebody asks for it, within ``with context():``."""
+    _AROUND[module_name] = context
+
+
 class MendingFinder(importlib.abc.MetaPathFinder):
     """Find modules that have a mend the usual way, and hand them to `MendingLoader`."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname not in _MENDS and fullname not in _REPLACEMENTS:
+        if all(fullname not in mends for mends in (_MENDS, _REPLACEMENTS, _AROUND)):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -66,6 +73,10 @@ class MendingLoader(importlib.abc.Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module):
+        with _AROUND.get(module.__name__, contextlib.nullcontext)():
+            self._exec_mended(module)
+
+    def _exec_mended(self, module):
         name = module.__name__
         if name in _REPLACEMENTS:
             exec(_compiled(name, module.__file__, self._mended_source(name, module.__file__)),

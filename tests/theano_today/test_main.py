@@ -1,0 +1,112 @@
+"""`python -m theano_today script.py` runs a script as Python would."""
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 2))
+
+
+def run(tmp_path, *arguments, script=None, **environment):
+    """Run ``python -m theano_today``, in a folder other than the script's."""
+    if script is not None:
+        (tmp_path / 'old').mkdir(exist_ok=True)
+        (tmp_path / 'old' / 'script.py').write_text(script)
+    return subprocess.run([sys.executable, '-W', 'ignore', '-m', 'theano_today', *arguments], text=True,
+                          env=dict(os.environ, PYTHONPATH=ROOT, **environment), cwd=tmp_path,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+
+
+def test_a_script_finds_what_python_gives_it(tmp_path):
+    """The same as with Python itself: arguments, folders, names, pickles, exit."""
+    (tmp_path / 'old').mkdir()
+    (tmp_path / 'old' / 'helper.py').write_text('x = 1\n')
+    script = '''
+import atexit, helper, pickle, sys
+SOME = {'__annotations__', '__cached__'}  # names that not all Pythons have
+class A: pass
+assert isinstance(pickle.loads(pickle.dumps(A())), A)
+assert sys.modules['__main__'].A is A
+atexit.register(lambda: print('end of', A.__module__))
+print(sys.argv, sys.path[0], sorted(set(globals()) - SOME), __file__, __name__, __spec__)
+sys.exit(7)
+'''
+    ours = run(tmp_path, 'old/script.py', '--epochs', '3', script=script)
+    pythons = subprocess.run([sys.executable, 'old/script.py', '--epochs', '3'], cwd=tmp_path, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert ours.returncode == 7, ours.stderr
+    assert ours.stdout == pythons.stdout
+
+
+def test_a_traceback_is_the_scripts_own(tmp_path):
+    done = run(tmp_path, 'old/script.py', script='def f():\n    1 / 0\n\n\nf()\n')
+    lines = done.stderr.splitlines()
+    assert lines[0] == 'Traceback (most recent call last):' and 'script.py", line 5' in lines[1]
+    assert lines[-1] == 'ZeroDivisionError: division by zero' and done.returncode == 1
+    assert 'theano_today' not in done.stderr.replace(ROOT, '')
+
+
+def test_modules_commands_and_folders(tmp_path):
+    package = tmp_path / 'package'
+    package.mkdir()
+    (package / '__init__.py').touch()
+    (package / '__main__.py').write_text('import sys; print(__name__, len(sys.argv))')
+    assert run(tmp_path, '-m', 'package', 'a').stdout == '__main__ 2\n'
+    assert run(tmp_path, 'package', 'a').stdout == '__main__ 2\n'
+    assert run(tmp_path, '-c', 'import sys; print(__name__, sys.argv)', 'a').stdout == (
+        "__main__ ['-c', 'a']\n")
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ([], 'usage: '), (['-m'], '-m: an option without its argument'), (['-x', 'a'], '-x: an option'),
+    (['missing.py'], 'cannot open missing.py: No such file')])
+def test_wrong_calls(tmp_path, arguments, message):
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 2 and message in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_theano_comes_when_the_script_imports_it(tmp_path):
+    """With the flags that the script sets before."""
+    done = run(tmp_path, 'old/script.py', script='''
+import os, sys
+assert 'theano' not in sys.modules
+os.environ['THEANO_FLAGS'] += ',floatX=float64'
+import theano.tensor as T
+import theano
+assert T.matrix().dtype == 'float64'
+assert sys.modules['theano_today.cpu'].rewrites
+assert theano.__spec__.name == 'theano'
+''', THEANO_FLAGS=','.join(filter(None, [os.environ.get('THEANO_FLAGS'), 'exception_verbosity=low'])))
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_of_python_2(tmp_path):
+    # A list with one string of bytes, as Python 2 pickles it.
+    (tmp_path / 'data.pkl').write_bytes(b"(lp0\nS'\\xe9'\np1\na.")
+    assert pickle.loads((tmp_path / 'data.pkl').read_bytes(), encoding='latin1') == ['\xe9']
+    done = run(tmp_path, 'old/script.py', script='''
+import cPickle, urllib, urllib2, Queue, StringIO, itertools
+assert list(xrange(3)) == [0, 1, 2] and reduce(lambda a, b: a + b, [1, 2]) == 3
+assert isinstance('', unicode) and isinstance('', basestring) and long(3) == 3
+assert cPickle.load(open('data.pkl', 'rb')) == ['\\xe9']
+assert cPickle.loads(cPickle.dumps({'a': 1}, cPickle.HIGHEST_PROTOCOL)) == {'a': 1}
+assert [urllib2.urlopen, urllib.urlretrieve, Queue.Queue, StringIO.StringIO]
+assert list(itertools.izip([1], [2])) == [(1, 2)]
+''')
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('script, line, hint', [
+    ('import os\nprint "a"\n', 2, '-w {file} mends the whole file'),
+    ('x = 1\nif x:\n        x = 2\n\tx = 3\n', 4, 'expand -t 8 {file}'),
+    ('x = {}\nx.iteritems()\n', 2, '-w FILE mends the whole file'),
+    ('for i in xrange(4 / 2):\n    pass\n', 1, 'write // for /'),
+    ('import pickle\npickle.loads(b"S\'\\\\xe9\'\\n.")\n', 2, "encoding='latin1'")])
+def test_what_to_do_about_python_2(tmp_path, script, line, hint):
+    done = run(tmp_path, 'old/script.py', script=script)
+    file = str(tmp_path / 'old' / 'script.py')
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f'theano_today: {file}, line {line}: '), done.stderr
+    assert hint.format(file=file) in last and done.returncode == 1

@@ -1,0 +1,128 @@
+"""What scripts for Python 2 use by names that Python 3 has changed, and what to do about the rest.
+
+For ``python -m theano_today script.py`` alone: many scripts of 2015 keep to the syntax that both
+Pythons have and still say `xrange` or ``import cPickle``.  Other programs are left alone.
+"""
+import builtins
+import functools
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import types
+
+# Names of Python 2's builtins.
+_BUILTINS = {
+    'xrange': range, 'unicode': str, 'basestring': str, 'long': int, 'unichr': chr,
+    'raw_input': input, 'reduce': functools.reduce}
+
+# {Python 2's module: the modules that have its names today}.
+_MODULES = {
+    'cPickle': ['pickle'], 'cStringIO': ['io'], 'StringIO': ['io'], 'Queue': ['queue'],
+    'ConfigParser': ['configparser'], 'urllib2': ['urllib.request', 'urllib.error'],
+    'urlparse': ['urllib.parse'], 'HTMLParser': ['html.parser'], 'httplib': ['http.client'],
+    'copy_reg': ['copyreg'], 'thread': ['_thread'], 'commands': ['subprocess'],
+    '__builtin__': ['builtins']}
+
+
+class _Loader(importlib.abc.Loader):
+    def create_module(self, spec):
+        return types.ModuleType(spec.name, 'Stand-in made by theano_today for a module of Python 2.')
+
+    def exec_module(self, module):
+        name = module.__name__
+        for other in _MODULES[name]:
+            source = importlib.import_module(other)
+            vars(module).update((key, value) for key, value in vars(source).items()
+                                if not (key.startswith('__') and key.endswith('__')))
+        if name == 'cPickle':
+            module.load, module.loads = _latin1(module.load), _latin1(module.loads)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """The last one asked: a module of that name that is there comes first."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname in _MODULES:
+            return importlib.machinery.ModuleSpec(fullname, _Loader())
+        return None
+
+
+def _latin1(load):
+    """Read what Python 2 has pickled: its strings, among them NumPy's arrays, are bytes."""
+    @functools.wraps(load)
+    def load_any(source, **kwargs):
+        return load(source, **{'encoding': 'latin1', **kwargs})
+    return load_any
+
+
+def install():
+    """Put Python 2's names into builtins, and its modules where an import finds no others."""
+    for name, value in _BUILTINS.items():
+        if not hasattr(builtins, name):
+            setattr(builtins, name, value)
+    import itertools
+    import urllib.parse
+    import urllib.request
+    for module, names in [
+            (itertools, {'izip': zip, 'imap': map, 'ifilter': filter,
+                         'izip_longest': itertools.zip_longest}),
+            (urllib, {name: getattr(urllib.request, name) for name in ('urlopen', 'urlretrieve')}),
+            (urllib, {name: getattr(urllib.parse, name) for name in ('quote', 'unquote', 'urlencode')}),
+            (os, {'getcwdu': os.getcwd}), (sys, {'maxint': sys.maxsize})]:
+        for name, value in names.items():
+            if name not in vars(module):
+                setattr(module, name, value)
+    sys.meta_path.append(_Finder())
+
+
+# What Python 3 says of Python 2's syntax.
+_SYNTAX = ('Missing parentheses in call to', 'multiple exception types must be parenthesized',
+           'leading zeros in decimal integer literals', 'invalid syntax', 'invalid decimal literal',
+           'invalid character', 'invalid prefix', 'expected')
+
+
+def hint(error, traceback):
+    """Return what to do about an error that a script for Python 2 meets, or None.
+
+    Parameters
+    ----------
+    error : BaseException
+    traceback : traceback or None
+
+    Returns
+    -------
+    str or None
+    """
+    if isinstance(error, TabError):
+        return (f'{error.filename}, line {error.lineno}: tabs and spaces are mixed, as Python 2 allowed. '
+                f'Mend it: expand -t 8 {error.filename} > new.py')
+    if isinstance(error, SyntaxError):
+        if str(error.msg).startswith(_SYNTAX) and error.filename:
+            return (f'{error.filename}, line {error.lineno}: if this is the syntax of Python 2, '
+                    f'{_tool()} {error.filename} mends the whole file (and keeps it as .bak).')
+        return None
+    place = ''
+    while traceback is not None:
+        place = f'{traceback.tb_frame.f_code.co_filename}, line {traceback.tb_lineno}: '
+        traceback = traceback.tb_next
+    text = str(error)
+    if isinstance(error, AttributeError) and "'dict' object has no attribute" in text:
+        return f'{place}a method that dict had in Python 2. {_tool()} FILE mends the whole file.'
+    if isinstance(error, TypeError) and (
+            "'float' object cannot be interpreted as an integer" in text
+            or 'slice indices must be integers' in text):
+        return f'{place}if this number comes from a division, Python 2 gave a whole one: write // for /.'
+    if isinstance(error, UnicodeDecodeError) and "'ascii' codec" in text:
+        return f"{place}if this loads what Python 2 has pickled: pickle.load(file, encoding='latin1')."
+    return None
+
+
+def _tool():
+    """The command that turns a file for Python 2 into one for Python 3."""
+    if importlib.util.find_spec('lib2to3'):
+        return f'{os.path.basename(sys.executable)} -m lib2to3 -w'
+    # lib2to3: deprecated in Python 3.9, removed in 3.13.
+    return f'pip install fissix, then {os.path.basename(sys.executable)} -m fissix -w'
