@@ -22,11 +22,13 @@ then wait until the script imports Theano: it may set flags before.
 import configparser
 import contextlib
 import ctypes
+import functools
 import os
 import shlex
 import shutil
 import sys
 import sysconfig
+import warnings
 
 from . import compat
 
@@ -107,6 +109,8 @@ def _set_flags():
         flags['gcc.cxxflags'] += ' ' + theirs.pop('gcc.cxxflags')
     items = [name + '=' + shlex.quote(value) for name, value in flags.items()
              if theirs.get(name) is None]
+    # See `rounds` there.
+    compat.theano.FLOATX_IS_OURS[0] = theirs['floatX'] is None
     # The last of two settings of a flag wins in Theano; of ours only the compiler flags can meet a
     # setting of the user, and they contain it.
     os.environ['THEANO_FLAGS'] = ','.join(filter(None, [os.environ.get('THEANO_FLAGS')] + items))
@@ -166,12 +170,61 @@ def _around_theano():
             'environment variable THEANO_FLAGS=base_compiledir=/a/folder.'.format(error)) from error
     finally:
         os.environ['THEANO_FLAGS'] = flags
+    global _flags_read
+    _flags_read = flags
     from . import cpu, headers, memory
     headers.install(sys.modules['theano'].gof.cmodule)
     cpu.install()
     memory.install(sys.modules['theano'].compile.Function)
     if gpu is not None:
         cuda.install(gpu)
+
+
+@compat.after_import('theano.compile.function_module')
+def _warn_of_late_flags(function_module):
+    """Warn of flags that a script sets when Theano, which reads them once, is there already."""
+    original = function_module.orig_function
+    told = set()
+
+    @functools.wraps(original)
+    def orig_function(*args, **kwargs):
+        text = os.environ.get('THEANO_FLAGS', '')
+        if text != _flags_read and text not in told:
+            told.add(text)
+            for name in _late_flags(text):
+                warnings.warn(
+                    'THEANO_FLAGS: {0} was set after theano_today had imported Theano, and does '
+                    'nothing. Set it before, or run the script with python -m theano_today.'
+                    .format(name), stacklevel=4)
+        return original(*args, **kwargs)
+
+    function_module.orig_function = orig_function
+
+
+def _late_flags(text):
+    """The flags of `text` that are new and would have changed something: ['floatX=float64']."""
+    from theano import config
+    from theano.configparser import parse_config_string
+    read = parse_config_string(_flags_read, issue_warnings=False)
+    late = []
+    for name, value in parse_config_string(text, issue_warnings=False).items():
+        section, flag = config, name
+        while '.' in flag:
+            first, _, flag = flag.partition('.')
+            section = getattr(section, first, None)
+        option = getattr(type(section), flag, None)
+        if read.get(name) == value or option is None:
+            continue
+        try:
+            same = (option.filter(value) if option.filter else value) == getattr(section, flag)
+        except Exception:  # not a value of this flag
+            same = False
+        if not same:
+            late.append('{}={}'.format(name, value))
+    return late
+
+
+_flags_read = ''  # THEANO_FLAGS when Theano was imported
 
 
 def _runs_a_script():

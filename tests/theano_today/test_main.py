@@ -4,6 +4,8 @@ import pickle
 import subprocess
 import sys
 
+from theano_today.compat import python2
+
 import pytest
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 2))
@@ -105,8 +107,25 @@ assert list(itertools.izip([1], [2])) == [(1, 2)]
     ('for i in xrange(4 / 2):\n    pass\n', 1, 'write // for /'),
     ('import pickle\npickle.loads(b"S\'\\\\xe9\'\\n.")\n', 2, "encoding='latin1'")])
 def test_what_to_do_about_python_2(tmp_path, script, line, hint):
-    done = run(tmp_path, 'old/script.py', script=script)
-    file = str(tmp_path / 'old' / 'script.py')
+    file = str(tmp_path / 'script.py')
+    try:
+        exec(compile(script, file, 'exec'), {'xrange': range})
+    except Exception as error:
+        said = python2.hint(error, error.__traceback__.tb_next)
+    assert said.startswith(f'{file}, line {line}: ')
+    assert hint.format(file=file) in said
+
+
+def test_python_2_in_a_script(tmp_path):
+    done = run(tmp_path, 'old/script.py', script='import os\nprint "a"\n')
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f'theano_today: {file}, line {line}: '), done.stderr
-    assert hint.format(file=file) in last and done.returncode == 1
+    file = tmp_path / 'old' / 'script.py'
+    assert last.startswith(f'theano_today: {file}, line 2: if this is the syntax of Python 2, ')
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize('error', [
+    SyntaxError('f-string: empty expression not allowed'), AttributeError("'A' object has no x"),
+    TypeError('unhashable'), ValueError('x')])
+def test_other_errors_speak_for_themselves(error):
+    assert python2.hint(error, None) is None

@@ -5,11 +5,14 @@ Python, NumPy or scikit-learn and no longer find there is put back here, in memo
 what broke and since which version; when the package or Python below mends it, delete the mend.
 
 There is one module for each package that is mended or that broke another: `python`, `numpy`,
-`theano`, `lasagne`, `sklearn`, `nolearn`.  Mends that must be there before ``import theano`` are
-marked ``@beforehand``, those of a module of a package ``@after_import('that.module')``, and
-``replace('that.module', {old: new})`` changes a line in the middle of a function.
+`scipy`, `theano` (and `gpu`, its old backends), `lasagne`, `sklearn` (and `sklearn_modules`, what it
+removed), `nolearn`; `python2` is for ``python -m theano_today`` alone.  Mends that must be there
+before ``import theano`` are marked ``@beforehand``, those of a module of a package
+``@after_import('that.module')``; ``replace('that.module', {old: new})`` changes a line in the middle
+of a function, and ``@stand_in('that.module')`` makes a module that is gone.
 """
-from . import lasagne, nolearn, numpy, python, sklearn, theano  # noqa: F401
+from . import (  # noqa: F401
+    gpu, lasagne, nolearn, numpy, python, scipy, sklearn, sklearn_modules, theano)
 from .mending import after_import, around_import, before_theano, install
 from .nolearn import new_net
 

@@ -12,7 +12,10 @@ import sys
 _BEFOREHAND = []
 _MENDS = collections.defaultdict(list)  # {module: functions}
 _REPLACEMENTS = collections.defaultdict(dict)  # {module: {old text: new text}}
+_OPTIONAL = set()  # {(module, old text)}
 _AROUND = {}  # {module: context manager}
+_STAND_INS = {}  # {module: function that fills it}
+_ALWAYS = set()  # those that come before a module of that name
 
 
 def beforehand(mend):
@@ -33,7 +36,7 @@ def after_import(module_name):
     return register
 
 
-def replace(module_name, texts):
+def replace(module_name, texts, optional=False):
     """Replace source text of the module `module_name`: where a function is wrong in its middle.
 
     Parameters
@@ -42,8 +45,12 @@ def replace(module_name, texts):
     texts : dict of str to str
         Old text: new text.  A text that is not in the source makes the import fail: the module is
         another version than the one mended.
+    optional : bool
+        Whether there are versions without these texts that need no mend.
     """
     _REPLACEMENTS[module_name].update(texts)
+    if optional:
+        _OPTIONAL.update((module_name, old) for old in texts)
 
 
 def around_import(module_name, context):
@@ -51,13 +58,31 @@ def around_import(module_name, context):
     _AROUND[module_name] = context
 
 
+def stand_in(module_name, always=False):
+    """Mark a function that fills the module `module_name`, which later versions no longer have.
+
+    It is called with the empty module when that is imported, and not if there is one of that name;
+    with `always` it is called all the same.
+    """
+    def register(fill):
+        _STAND_INS[module_name] = fill
+        if always:
+            _ALWAYS.add(module_name)
+        return fill
+    return register
+
+
 class MendingFinder(importlib.abc.MetaPathFinder):
     """Find modules that have a mend the usual way, and hand them to `MendingLoader`."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if all(fullname not in mends for mends in (_MENDS, _REPLACEMENTS, _AROUND)):
+        if all(fullname not in mends for mends in (_MENDS, _REPLACEMENTS, _AROUND, _STAND_INS)):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if fullname in _STAND_INS and (spec is None or fullname in _ALWAYS):
+            return importlib.machinery.ModuleSpec(
+                fullname, StandInLoader(), is_package=any(
+                    name.startswith(fullname + '.') for name in _STAND_INS))
         if spec is not None and spec.loader is not None:
             spec.loader = MendingLoader(spec.loader)
         return spec
@@ -89,7 +114,7 @@ class MendingLoader(importlib.abc.Loader):
     def _mended_source(self, name, file):
         source = self.loader.get_source(name)
         for old, new in _REPLACEMENTS[name].items():
-            if old not in source:
+            if old not in source and (name, old) not in _OPTIONAL:
                 raise ImportError(
                     'theano_today mends {}, and the text to be mended is not in {}: {!r}. Install '
                     'the versions of requirements.txt.'.format(name, file, old), name=name)
@@ -98,6 +123,17 @@ class MendingLoader(importlib.abc.Loader):
 
     def __getattr__(self, name):  # get_source, get_data, ...: tracebacks and pickles ask for them
         return getattr(self.loader, name)
+
+
+class StandInLoader(importlib.abc.Loader):
+    """Make a module that is not there (any more)."""
+
+    def create_module(self, spec):
+        return None  # an ordinary one
+
+    def exec_module(self, module):
+        module.__doc__ = 'Stand-in made by theano_today.'
+        _STAND_INS[module.__name__](module)
 
 
 def _compiled(name, file, source):

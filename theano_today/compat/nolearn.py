@@ -100,6 +100,26 @@ def _nolearn_pickles(base):
     net.__reduce_ex__ = __reduce_ex__
 
 
+@after_import('nolearn.lasagne.base')
+def _load_params_from(base):
+    """Let load_params_from read what Python 2 has pickled: its strings, and arrays, are bytes."""
+    original = base.pickle
+
+    class Pickle:
+        @staticmethod
+        def load(file):
+            try:
+                return original.load(file)
+            except UnicodeDecodeError:
+                file.seek(0)
+                return original.load(file, encoding='latin1')
+
+        def __getattr__(self, name):
+            return getattr(original, name)
+
+    base.pickle = Pickle()
+
+
 def new_net(cls):
     """Make a net without calling its constructor, for pickles."""
     return cls.__new__(cls)

@@ -28,6 +28,13 @@ def _aliases_of_types():
             setattr(np, name, getattr(builtins, name))
 
 
+@beforehand
+def _asscalar():
+    """np.asscalar: deprecated in NumPy 1.16, removed in 1.23."""
+    if 'asscalar' not in vars(np):
+        np.asscalar = lambda a: a.item()
+
+
 # numpy.distutils: deprecated in NumPy 1.23, gone in Python 3.12.  Theano asks it for the folder of
 # NumPy's header files, and for a BLAS when none is named, which ends in an error since NumPy 1.22.
 replace('theano.gof.cmodule', {

@@ -65,8 +65,6 @@ replace('theano.gpuarray.linalg', {
     'import pkg_resources': 'import importlib.metadata',
     'pkg_resources.DistributionNotFound': 'importlib.metadata.PackageNotFoundError'})
 
-# A nose that somebody installs fails on today's Python, or succeeds, and both stop Theano and nolearn:
-# they go on only if it is not there.
+# A nose that somebody installs fails on today's Python, or succeeds, and both stop Theano: it goes on
+# only if nose is not there.  (theano.sandbox.cuda, which asks for nose too: see `gpu`.)
 sys.modules.setdefault('theano.tests.main', None)  # `theano.test`
-replace('theano.sandbox.cuda', {
-    'from nose.plugins.skip import SkipTest\n': '', 'raise SkipTest(': 'raise ImportError('})

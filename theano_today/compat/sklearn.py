@@ -1,37 +1,14 @@
-"""What today's scikit-learn asks of a net, and what it took away from nolearn."""
+"""What today's scikit-learn asks of a net.  What it took away is in `sklearn_modules`."""
 import copy
 import functools
-import sys
-import types
 
 import numpy as np
 
-from .mending import after_import, beforehand
+from .mending import after_import
 
 # The arguments of a net that hold handlers: the constructor appends its print handlers to some.
 HANDLERS = ('on_batch_finished', 'on_epoch_finished',
             'on_training_started', 'on_training_finished')
-
-
-@beforehand
-def _stand_in_for_sklearn_cross_validation():
-    """Serve sklearn.cross_validation, which scikit-learn 0.20 removed, to nolearn's TrainSplit.
-
-    The old ``KFold(n, n_folds)`` and ``StratifiedKFold(y, n_folds)`` were themselves iterable;
-    today's classes make the same folds, in the same order, from ``split(X, y)``.
-    """
-    def kfold(n, n_folds=3, shuffle=False, random_state=None):
-        from sklearn.model_selection import KFold
-        return KFold(int(n_folds), shuffle=shuffle, random_state=random_state).split(np.empty(n))
-
-    def stratified_kfold(y, n_folds=3, shuffle=False, random_state=None):
-        from sklearn.model_selection import StratifiedKFold
-        folds = StratifiedKFold(int(n_folds), shuffle=shuffle, random_state=random_state)
-        return folds.split(np.empty(len(y)), y)
-
-    module = types.ModuleType('sklearn.cross_validation', 'Stand-in made by theano_today.')
-    module.KFold, module.StratifiedKFold = kfold, stratified_kfold
-    sys.modules.setdefault(module.__name__, module)
 
 
 @after_import('nolearn.lasagne.base')
@@ -148,7 +125,11 @@ def _nolearn_data(base):
     def array(data):
         if isinstance(data, dict):
             return {name: array(part) for name, part in data.items()}
-        return data if isinstance(data, np.ndarray) else np.asarray(data)
+        # What has a shape and can be sliced stays what it is: memory maps, HDF5, sparse matrices
+        # with an iterator that makes them dense.
+        if hasattr(data, 'iloc') or not hasattr(data, 'shape'):
+            return np.asarray(data)
+        return data
 
     @functools.wraps(fit)
     def new_fit(self, X, y, epochs=None):

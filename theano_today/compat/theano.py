@@ -1,8 +1,12 @@
 """What is wrong in Theano 1.0.5 itself, and what it took away from Lasagne and nolearn."""
+import functools
+import itertools
 import sys
 import types
 
-from .mending import after_import, beforehand, replace
+import numpy as np
+
+from .mending import after_import, beforehand, replace, stand_in
 from .numpy import NUMPY2
 
 # Ops without properties (ScalarFromTensor, DeepCopyOp) count as unversioned in Theano 1.0.5:
@@ -52,12 +56,114 @@ def _run_scan_in_python():
 
 @after_import('theano.tensor.signal')
 def _downsample(signal):
-    """theano.tensor.signal.downsample became `pool` in Theano 0.9 and was removed in 1.0."""
+    """theano.tensor.signal.downsample became `pool` in Theano 0.9 and was removed in 1.0.
+
+    The Ops took what are inputs today when they were made: ``DownsampleFactorMax((2, 2))(x)``.
+    """
     def max_pool_2d(input, ds, ignore_border=None, st=None, padding=(0, 0), mode='max'):
         from theano.tensor.signal.pool import pool_2d
         return pool_2d(input, ws=ds, ignore_border=bool(ignore_border), stride=st, pad=padding,
                        mode=mode)
 
+    def max_pool_2d_same_size(input, patch_size):
+        from theano.tensor.signal.pool import max_pool_2d_same_size
+        return max_pool_2d_same_size(input, patch_size)
+
+    class DownsampleFactorMax:
+        def __init__(self, ds, ignore_border=False, st=None, padding=(0, 0), mode='max'):
+            self.ds, self.ignore_border = tuple(ds), ignore_border
+            self.st, self.padding, self.mode = tuple(st or ds), tuple(padding), mode
+
+        def __call__(self, x):
+            from theano.tensor.signal.pool import Pool
+            return Pool(self.ignore_border, self.mode)(x, self.ds, self.st, self.padding)
+
+        @staticmethod
+        def out_shape(imgshape, ds, ignore_border=False, st=None, padding=(0, 0)):
+            from theano.tensor.signal.pool import Pool
+            return Pool.out_shape(imgshape, ds, ignore_border, st, padding)
+
+    class DownsampleFactorMaxGrad(DownsampleFactorMax):
+        def __call__(self, x, maxout, gz):
+            from theano.tensor.signal import pool
+            if self.mode != 'max':
+                return pool.AveragePoolGrad(self.ignore_border, self.mode)(
+                    x, gz, self.ds, self.st, self.padding)
+            return pool.MaxPoolGrad(self.ignore_border)(
+                x, maxout, gz, self.ds, self.st, self.padding)
+
+    class DownsampleFactorMaxGradGrad(DownsampleFactorMax):
+        def __call__(self, x, maxout, gz):
+            from theano.tensor.signal import pool
+            return pool.DownsampleFactorMaxGradGrad(self.ignore_border, self.mode)(
+                x, maxout, gz, self.ds, self.st, self.padding)
+
     module = types.ModuleType('theano.tensor.signal.downsample', 'Stand-in made by theano_today.')
-    module.max_pool_2d = max_pool_2d
+    for thing in (max_pool_2d, max_pool_2d_same_size, DownsampleFactorMax, DownsampleFactorMaxGrad,
+                  DownsampleFactorMaxGradGrad):
+        setattr(module, thing.__name__, thing)
     signal.downsample = sys.modules.setdefault(module.__name__, module)
+
+
+@stand_in('theano.compat.python2x')
+def _python2x(module):
+    """theano.compat.python2x, what Python 2.4 lacked: removed in Theano 0.8."""
+    import collections
+    import functools
+
+    import theano.compat
+    module.OrderedDict, module.Counter = collections.OrderedDict, collections.Counter
+    module.DictMixin, module.Callable = theano.compat.DictMixin, theano.compat.Callable
+    module.partial, module.maxsize = functools.partial, sys.maxsize
+    module.any, module.all = any, all
+    module.product, module.combinations = itertools.product, itertools.combinations
+
+
+@stand_in('theano.compat.six')
+def _six(module):
+    """theano.compat.six became the package six in Theano 0.8."""
+    import six
+    sys.modules[module.__name__] = six
+    sys.modules[module.__name__ + '.moves'] = six.moves
+
+
+# theano_today sets floatX=float32, where Theano's own default is float64.  Scripts of 2015 were written
+# for either.  Those for float64 give arrays in double precision to `T.matrix()`; where nobody has
+# set floatX they are rounded, as numbers of Python are in stock Theano.
+replace('theano.tensor.type', {
+    'import theano\n': 'import theano\nfrom {} import rounds as _rounds\n'.format(__name__),
+    'if allow_downcast:\n': 'if allow_downcast or allow_downcast is None and _rounds(self, data):\n'})
+
+
+def rounds(type_, data):
+    """Whether `data`, of double precision or whole numbers, may be rounded to float32."""
+    from theano import config
+    return (type_.dtype == 'float32' and FLOATX_IS_OURS[0] and config.floatX == 'float32'
+            and isinstance(data, (np.ndarray, np.generic, list, tuple))
+            and np.asarray(data).dtype.kind in 'fiu')
+
+
+# Whether floatX is our default, and nobody's choice.
+FLOATX_IS_OURS = [False]
+
+
+@after_import('theano.compile.pfunc')
+def _name_floatx(pfunc):
+    """Say who has set floatX where a shared variable is to be updated by double precision."""
+    original = pfunc.rebuild_collect_shared
+
+    @functools.wraps(original)
+    def rebuild_collect_shared(*args, **kwargs):
+        try:
+            return original(*args, **kwargs)
+        except TypeError as error:
+            if FLOATX_IS_OURS[0] and 'An update must have the same type' in str(error):
+                error.args += (ADVICE,)
+            raise
+
+    pfunc.rebuild_collect_shared = rebuild_collect_shared
+
+
+ADVICE = (
+    'If this script was written for double precision: theano_today has set floatX=float32, where '
+    "Theano's own default is float64. THEANO_FLAGS=floatX=float64 gives that.")

@@ -6,10 +6,12 @@ import pickle
 import theano_today  # noqa: F401  (before theano)
 
 import numpy as np
+import pandas
 import pytest
+import scipy.sparse
 from lasagne import updates
 from lasagne.layers import DenseLayer, InputLayer
-from nolearn.lasagne import NeuralNet, PrintLayerInfo, PrintLog, SaveWeights, TrainSplit
+from nolearn.lasagne import BatchIterator, NeuralNet, PrintLayerInfo, PrintLog, SaveWeights, TrainSplit
 from nolearn.lasagne.handlers import RememberBestWeights, RestoreBestWeights, WeightLog
 from nolearn_nets import classifier, regressor
 
@@ -195,3 +197,65 @@ def test_lists_and_iterators_of_the_caller_stay_untouched():
     assert [type(handler) for handler in nets[0].on_epoch_finished] == [PrintLog]
     assert nets[0].batch_iterator_train is not nets[1].batch_iterator_train
     assert nets[0].train_split is not nets[1].train_split
+
+
+class Lazy:
+    """Rows that come when they are asked for, as those of an HDF5 file."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.asked = array, array.shape, []
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitem__(self, rows):
+        self.asked.append(rows)
+        return self.array[rows]
+
+    def __array__(self, *args, **kwargs):
+        raise AssertionError('read as a whole')
+
+
+class Dense(BatchIterator):
+    """Sparse rows become dense, a batch at a time."""
+
+    n_samples = property(lambda self: self.X.shape[0])
+
+    def transform(self, Xb, yb):
+        return Xb.toarray(), yb
+
+
+def test_data_stay_what_they_are(line):
+    x, y = line
+    lazy = Lazy(x)
+    net = regressor(max_epochs=1).fit(lazy, y)
+    assert lazy.asked and net.predict(lazy).shape == y.shape
+    sparse = regressor(max_epochs=1, check_input=False, batch_iterator_train=Dense(10),
+                       batch_iterator_test=Dense(10)).fit(scipy.sparse.csr_matrix(x), y)
+    W, b = sparse.get_all_params_values()['dense1']
+    np.testing.assert_allclose(sparse.predict(scipy.sparse.csr_matrix(x)), x @ W + b, rtol=1e-4)
+    frame = regressor(max_epochs=1).fit(pandas.DataFrame(x), pandas.DataFrame(y))
+    assert frame.predict(pandas.DataFrame(x)).shape == y.shape
+
+
+def test_parameters_that_python_2_pickled(line, tmp_path):
+    """Its strings, and the contents of NumPy's arrays, are bytes."""
+    values = np.array([[.5], [1e-9], [-3], [250]], 'float32')  # with bytes beyond ASCII
+    assert max(values.tobytes()) > 127
+    net = regressor()
+    net.initialize()
+    name, = [name for name, layer in net.layers_.items() if layer.get_params()]
+
+    def text(string):
+        return b'U' + bytes([len(string)]) + string
+
+    array = (b'cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85' + text(b'b')
+             + b'\x87R(K\x01K\x04K\x01\x86cnumpy\ndtype\n' + text(b'f4') + b'K\x00K\x01\x87R(K\x03'
+             + text(b'<') + b'NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89' + text(values.tobytes())
+             + b'tb')
+    path = tmp_path / 'weights.pickle'
+    path.write_bytes(b'\x80\x02}' + text(name.encode()) + b']' + array + b'as.')
+    with pytest.raises(UnicodeDecodeError):
+        pickle.loads(path.read_bytes())
+    net.load_params_from(str(path))
+    np.testing.assert_array_equal(net.get_all_params_values()[name][0], values)

@@ -211,3 +211,7 @@ def test_random_states_in_pickles():
     expected = copy.deepcopy(random).normal(size=5)
     np.testing.assert_array_equal(pickle.loads(data).normal(size=5), expected)
     np.testing.assert_array_equal(random.normal(size=5), expected)
+
+
+def test_asscalar():
+    assert np.asscalar(np.array([3.5])) == 3.5
