@@ -37,7 +37,7 @@ from sklearn.base import clone
 from sklearn.utils import shuffle
 
 from beyond import figures, monitors
-from beyond.augmentation import FaceBatchIterator, augmented
+from beyond.augmentation import FaceBatchIterator, augmented, predict_mirrored
 from beyond.runs import command, compare, experiment, net_files, record
 from beyond.runs.training import Training, check_jobs, count
 from data import make_faces, tables
@@ -58,10 +58,12 @@ MAX_EPOCHS = 3000               # epochs of the first net at most (deck: 3000)
 PATIENCE = 200                  # epochs without a better validation loss before stopping (200)
 BATCH_SIZE = 128                # faces a batch (128)
 EVAL_SIZE = 0.2                 # share of the faces kept for validation (0.2); 0: none
+GAPS = False                    # learn from faces that lack points, too; the loss must know (False)
 LEARNING_RATE = 0.03, 0.0001    # at the first and at the last epoch (.03, .0001)
 MOMENTUM = 0.9, 0.999           # at the first and at the last epoch (.9, .999)
 SPECIALIST_SAMPLES = 4e6        # faces a specialist sees in its training (4e6)
 AUGMENT = None                  # None: flips only. 'faces', 'deck': beyond.augmentation's PRESETS
+MIRROR = False                  # predict the mean of a face's points and its mirror image's (False)
 MONITOR = False                 # record activations, gradients and updates (beyond.monitors)
 NET = None                      # what --config says of the net, other than the deck's
 STANDARDIZE = False             # inputs of mean 0 and deviation 1: no plateau at the start (False)
@@ -83,7 +85,7 @@ TRUSTED = ()                    # classes and functions of your own that pickled
 DECK = dict(                    # the deck's constants, whatever you have set above
     MAX_EPOCHS=3000, PATIENCE=200, BATCH_SIZE=128, EVAL_SIZE=0.2, LEARNING_RATE=(0.03, 0.0001),
     MOMENTUM=(0.9, 0.999), SPECIALIST_SAMPLES=4e6, AUGMENT=None, MONITOR=False, NET=None,
-    STANDARDIZE=False, SEED=42)
+    STANDARDIZE=False, SEED=42, GAPS=False, MIRROR=False)
 DRAWN = os.path.join(DATA, 'faces')
 DRAWN_ROWS = 6000, 500          # drawn faces for training (some 30 % with all points), for testing
 DRAWN_CONSTANTS = dict(         # what a run of minutes on them has where you have left the deck's
@@ -121,9 +123,8 @@ def load(test=False, cols=None, fname=None):
         df = tables.select(df, cols, fname)
 
     print(df.count())  # prints the number of values for each column
-    df = df.dropna()  # drop all rows that have missing values in them
+    df = df.dropna(subset=df.columns[:-1], how='all' if c.GAPS else 'any')  # whole rows, or some
     tables.check_rows(df, fname)
-
     X = np.vstack(df['Image'].values).astype(np.float32)
     X /= 255.  # scale pixel values to [0, 1]
     if test:
@@ -413,7 +414,7 @@ def predict(fname_specialists='net-specialists.pickle'):
     columns = ()
     for cols, model in specialists.items():
         with net_files.usable(fname_specialists):
-            y_pred1 = model.predict(X)
+            y_pred1 = predict_mirrored(model, X) if c.MIRROR else model.predict(X)
             net_files.check_answers(y_pred1, X, cols)
         y_pred = np.hstack([y_pred, y_pred1])
         columns += tuple(cols)

@@ -77,6 +77,16 @@ def squared_error_of_known(a, b):
     return (a - T.switch(T.isnan(b), a, b)) ** 2
 
 
+def mean_squared_error_of_known(a, b):
+    """As `squared_error_of_known`, times such a factor that the mean is that of the known targets.
+
+    The loss of a batch is then that of its points, however many rows lack some: the square root is an
+    error in pixels like any other, and the step does not shrink with the gaps.
+    """
+    known = T.switch(T.isnan(b), 0., 1.).sum()
+    return squared_error_of_known(a, b) * T.cast(b.size / T.maximum(known, 1), a.dtype)
+
+
 class AffineBatchIterator(BatchIterator):
     r"""Give batches in which every image has gone through a random affine map, points included.
 
@@ -171,7 +181,7 @@ class AffineBatchIterator(BatchIterator):
         self.flip_indices = flip_indices
         self.outside = _choice('outside', outside, ('resample', 'nan', 'keep'))
         self.border = _choice('border', border, ('replicate', 'reflect', 'constant'))
-        self.middle = middle
+        self.middle = None if middle is None else float(middle)
         self.prefetch = prefetch
 
     def __iter__(self):
@@ -186,7 +196,7 @@ class AffineBatchIterator(BatchIterator):
             raise ValueError('Images have the shape (n, channels, height, width), not {}: load '
                              'them with load2d, or reshape them.'.format(Xb.shape))
         half = np.array(Xb.shape[:1:-1]) / 2  # (x, y)
-        middle = half if self.middle is None else np.full(2, float(self.middle))
+        middle = half if self.middle is None else np.full(2, self.middle)
 
         parameters = self.draw(len(Xb))
         matrices = affine_matrices(**parameters)
@@ -377,13 +387,56 @@ class AffineFaceBatchIterator(AffineBatchIterator, FaceBatchIterator):
     """Turn, move and scale faces at random, points included, after standardising their pixels."""
 
 
-def augmented(preset):
-    """Return what makes a batch iterator of a preset, from batch_size and seed."""
-    if preset not in PRESETS:
+def augmented(wanted):
+    """Return what makes a batch iterator, from batch_size and seed.
+
+    Parameters
+    ----------
+    wanted : str or dict
+        A preset, or one with changes: ``{'faces': {'middle': 47}}``.
+
+    Raises
+    ------
+    FileError
+    """
+    preset, changes = wanted, {}
+    if isinstance(wanted, dict) and len(wanted) == 1:
+        [(preset, changes)] = wanted.items()
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise FileError('AUGMENT is None or one of {}, not {!r}.'.format(
-            ', '.join(map(repr, PRESETS)), preset))
+            ', '.join(map(repr, PRESETS)), wanted))
+    make = functools.partial(AffineFaceBatchIterator, **PRESETS[preset])
     try:
-        _opencv()
-    except ImportError as error:
-        raise FileError(f'AUGMENT = {preset!r}: {error}.') from error
-    return functools.partial(AffineFaceBatchIterator, **PRESETS[preset])
+        make = functools.partial(make, **changes)
+        make(1)  # tell at once what is wrong
+    except (ImportError, TypeError, ValueError) as error:
+        raise FileError(f'AUGMENT = {wanted!r}: {error}.') from error
+    return make
+
+
+# --------------------------------------------------------------------- what a mirror says of a face
+
+def predict_mirrored(net, X):
+    """Predict the points of faces: the mean of what a net finds in each and in its mirror image.
+
+    Parameters
+    ----------
+    net : NeuralNet
+        Its training iterator must flip: `flip_indices`, and `middle` if it has one, are used.
+    X : ndarray, shape (n, channels, height, width)
+
+    Returns
+    -------
+    ndarray of float32, shape (n, 2k)
+    """
+    iterator = net.batch_iterator_train
+    half = X.shape[3] / 2
+    # Pixel p of a mirror image is pixel width - 1 - p; kfkd's FlipBatchIterator has labels that are
+    # mirrored by their sign alone.
+    middle = getattr(iterator, 'middle', half - .5)
+    shift = (2 * half - 1 - 2 * (half if middle is None else middle)) / half
+    y, mirrored = net.predict(X), net.predict(X[:, :, :, ::-1])
+    mirrored[:, ::2] = shift - mirrored[:, ::2]
+    for a, b in iterator.flip_indices:
+        mirrored[:, [a, b]] = mirrored[:, [b, a]]
+    return (y + mirrored) / 2

@@ -85,6 +85,22 @@ def test_load_of_some_columns_keeps_more_rows(files):
     assert kfkd.load2d(test=True)[1] is None
 
 
+def test_load_with_gaps_keeps_all_rows_that_have_a_point(files, monkeypatch):
+    _, images, labels = files
+    monkeypatch.setattr(kfkd, 'GAPS', True)
+    edit(kfkd.FTRAIN, lambda table: table.assign(  # the last row has no point at all
+        **{name: table[name].where(table.index < 19) for name in COLUMNS}))
+    X, y = kfkd.load()
+    assert X.shape == (19, 9216) and y.shape == (19, 30)
+    order = [np.abs(images / 255. - x).max(axis=1).argmin() for x in X]
+    assert sorted(order) == list(range(19))
+    np.testing.assert_allclose(y, (labels[order] - 48) / 48, atol=1e-6)
+    # A specialist has the rows that have some of its points.
+    assert len(kfkd.load(cols=COLUMNS[4:8])[0]) == 8
+    with pytest.raises(kfkd.DataError, match='GAPS.*mean_squared_error_of_known'):
+        kfkd.fit()  # the deck's loss does not know
+
+
 def test_file_is_parsed_once_until_it_changes(files, monkeypatch):
     reads = []
     original = pd.read_csv

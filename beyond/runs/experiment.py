@@ -14,6 +14,8 @@ A file has two parts, either of which may be missing; in each, what is missing s
       - {name: conv1, type: Conv2DLayer, num_filters: 16, filter_size: [3, 3], W: GlorotUniform}
       - {name: output, type: DenseLayer, num_units: 30, nonlinearity: null}
       objective_l2: 0.0001
+      handlers:                 # at the end of an epoch, beside the net's own (beyond.handlers)
+      - CosineAnnealing: {name: update_learning_rate, start: 0.2, stop: 0}
 
 Layers, update rules, losses, nonlinearities and initialisations are named as in Lasagne, with
 arguments as a mapping where needed: ``W: {Normal: {std: 0.01}}``.  Files are data: nothing in them
@@ -32,7 +34,11 @@ from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
 
 from theano_today.nets.files import FileError, replacing
 
-from ..augmentation import AffineBatchIterator, squared_error_of_known
+from ..augmentation import (
+    AffineBatchIterator, mean_squared_error_of_known, squared_error_of_known)
+from ..handlers import AverageWeights, CosineAnnealing
+from ..layers import BatchNormLayer, ExpectedPositionLayer
+from ..splits import LookalikeSplit
 
 
 class ConfigError(FileError):
@@ -50,13 +56,16 @@ def _members(module, base=None):
     return found
 
 
-LAYERS = _members(layers, layers.Layer)
+LAYERS = dict(_members(layers, layers.Layer), BatchNormLayer=BatchNormLayer,
+              ExpectedPositionLayer=ExpectedPositionLayer)
 INITS = _members(init, init.Initializer)
 NONLINEARITIES = _members(nonlinearities)
 UPDATES = _members(updates)
-LOSSES = dict(_members(objectives), squared_error_of_known=squared_error_of_known)
+LOSSES = dict(_members(objectives), squared_error_of_known=squared_error_of_known,
+              mean_squared_error_of_known=mean_squared_error_of_known)
 ITERATORS = {'BatchIterator': BatchIterator, 'AffineBatchIterator': AffineBatchIterator}
-SPLITS = {'TrainSplit': TrainSplit}
+SPLITS = {'TrainSplit': TrainSplit, 'LookalikeSplit': LookalikeSplit}
+HANDLERS = {'AverageWeights': AverageWeights, 'CosineAnnealing': CosineAnnealing}
 
 # What an argument of NeuralNet may name.
 NAMED = {'update': UPDATES, 'objective_loss_function': LOSSES, 'batch_iterator_train': ITERATORS,
@@ -163,7 +172,7 @@ def checked_constants(described, defaults, fname='constants'):
 
 
 def net_settings(described, fname='net'):
-    """Turn the `net` part of a file into arguments of NeuralNet.
+    """Turn the `net` part of a file into arguments of NeuralNet, and `handlers`, a list.
 
     Raises
     ------
@@ -177,6 +186,9 @@ def net_settings(described, fname='net'):
         if key == 'layers':
             settings[key] = [_layer(layer, f'{place}[{number}]')
                              for number, layer in enumerate(_sequence(value, place))]
+        elif key == 'handlers':
+            settings[key] = [_named(HANDLERS, handler, f'{place}[{number}]')
+                             for number, handler in enumerate(_sequence(value, place))]
         elif key in NAMED:
             settings[key] = _named(NAMED[key], value, place)
         elif key in PLAIN or key in OBJECTIVE:
@@ -186,7 +198,7 @@ def net_settings(described, fname='net'):
             # Shared, so that handlers such as kfkd's AdjustVariable can change it.
             settings[key] = theano.shared(np.float32(_number(value, place)))
         else:
-            _known(key, ('layers',) + tuple(NAMED) + PLAIN + OBJECTIVE + tuple(
+            _known(key, ('layers', 'handlers') + tuple(NAMED) + PLAIN + OBJECTIVE + tuple(
                 'update_' + name for name in _arguments(UPDATES.get(update, updates.sgd))), fname)
     return settings
 
@@ -194,12 +206,17 @@ def net_settings(described, fname='net'):
 def changed(net, described, fname='net'):
     """Return a net like `net` but for what the `net` part of a file says.
 
-    Layers in the file take the place of all of the net's layers and their settings.
+    Layers in the file take the place of all of the net's layers and their settings.  Handlers come
+    in addition, before the first that sets the weights in the end, such as kfkd's EarlyStopping.
     """
     if not described:
         return net
     settings = net_settings(described, fname)
     params = dict(net.get_params(deep=False))
+    own = list(params['on_epoch_finished'])
+    place = next((number for number, handler in enumerate(own)
+                  if hasattr(handler, 'on_training_finished')), len(own))
+    params['on_epoch_finished'] = own[:place] + settings.pop('handlers', []) + own[place:]
     if 'layers' in settings:
         for name in [layer[0] if isinstance(layer[0], str) else layer[1].get('name', '')
                      for layer in params['layers']]:
@@ -348,7 +365,16 @@ def describe_constants(constants, leave_out=()):
     return {name: list(value) if isinstance(value, tuple) else value
             for name, value in constants.items() if name not in leave_out
             and (value is None or isinstance(value, (bool, int, float, str)) or isinstance(
-                value, tuple) and value and all(isinstance(part, (int, float)) for part in value))}
+                value, tuple) and value and all(isinstance(part, (int, float)) for part in value)
+                or name != 'NET' and _is_name_with_arguments(value))}
+
+
+def _is_name_with_arguments(value):
+    """Tell whether a constant is as ``{'faces': {'middle': 47}}``."""
+    return isinstance(value, dict) and len(value) == 1 and all(
+        isinstance(name, str) and isinstance(arguments, dict) and all(
+            argument is None or isinstance(argument, (bool, int, float, str))
+            for argument in arguments.values()) for name, arguments in value.items())
 
 
 def described(constants, folder):
@@ -460,8 +486,11 @@ def text(constants=None, net=None):
 def write_program(fname, constants, net):
     """Write the constants and the net of a program to a file that `constants` reads."""
     values = vars(constants)
+    # What constants do not decide, for once: it stands in the file that they are from.
+    own = {name: part for name, part in (values.get('NET') or {}).items()
+           if name in ('train_split', 'handlers')}
     content = text(describe_constants(values, paths_in(constants.DATA, values)),
-                   describe_net(net, DECIDED_BY_CONSTANTS))
+                   dict(describe_net(net, DECIDED_BY_CONSTANTS), **own))
     with replacing(fname) as f:
         f.write(content.encode())
     print(f'Wrote {fname}.')

@@ -164,8 +164,8 @@ class Validation:
         self.samples = list(zip(X_train[:SAMPLES, 0], y_train[:SAMPLES] * scale + scale))
         self.labels, self.found, self.guess = (
             np.asarray(part, np.float64) * scale + scale
-            for part in (y_valid, found, y_train.mean(axis=0, dtype=np.float64)))
-        self.errors = np.sqrt(((self.found - self.labels) ** 2).mean(axis=1))
+            for part in (y_valid, found, np.nanmean(y_train, axis=0, dtype=np.float64)))
+        self.errors = np.sqrt(np.nanmean((self.found - self.labels) ** 2, axis=1))
         order = np.argsort(self.errors, kind='stable')
         shown = max(min(extremes, len(order) // 2), 1)
         self.best = [int(row) for row in order[:shown]]
@@ -177,7 +177,7 @@ class Validation:
     def rmse(self, columns=slice(None), guess=False):
         """RMSE over all validation faces and these columns: of the net, or of the mean guess."""
         found = np.broadcast_to(self.guess, self.labels.shape) if guess else self.found
-        return float(np.sqrt(((found - self.labels)[:, columns] ** 2).mean()))
+        return float(np.sqrt(np.nanmean((found - self.labels)[:, columns] ** 2)))
 
 
 def find_nets(folder, record, load_nets, faces, scale):

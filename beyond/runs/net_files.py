@@ -12,8 +12,13 @@ from theano_today.nets import safe_pickle
 from theano_today.nets.files import FileError, open_regular, replacing
 from theano_today.nets.progress import TimeLeft
 
-from ..augmentation import AffineFaceBatchIterator, FaceBatchIterator
+from ..augmentation import (
+    AffineFaceBatchIterator, FaceBatchIterator, mean_squared_error_of_known,
+    squared_error_of_known)
+from ..handlers import AverageWeights, CosineAnnealing
+from ..layers import BatchNormLayer, ExpectedPositionLayer
 from ..monitors import ActivationMonitor, GradientMonitor, UpdateMonitor
+from ..splits import LookalikeSplit
 from .record import keep
 
 
@@ -23,7 +28,9 @@ def handler_of_earlier_versions(nn, train_history):
 
 # What nets may refer to, beside the classes of the program; the second by the names in earlier files.
 TRUSTED = [TimeLeft, FaceBatchIterator, AffineFaceBatchIterator, ActivationMonitor, GradientMonitor,
-           UpdateMonitor, handler_of_earlier_versions]
+           UpdateMonitor, AverageWeights, CosineAnnealing, BatchNormLayer, ExpectedPositionLayer,
+           LookalikeSplit, squared_error_of_known, mean_squared_error_of_known,
+           handler_of_earlier_versions]
 RENAMED = {('kfkd', thing.__name__): thing
            for thing in (TimeLeft, FaceBatchIterator, AffineFaceBatchIterator)}
 RENAMED.update(dict.fromkeys([('kfkd', 'start_early_stopping'), ('kfkd', 'restore_best_weights')],

@@ -8,8 +8,10 @@
 """
 import contextlib
 import os
+from functools import partial
 
 import numpy as np
+from lasagne import objectives
 
 from data import tables
 from theano_today.nets import parallel
@@ -17,7 +19,9 @@ from theano_today.nets.checkpoint import Checkpoint, Diverged, Stopped, digest
 from theano_today.nets.files import FileError
 from theano_today.nets.progress import TimeLeft
 
-from .record import note_net
+from ..augmentation import predict_mirrored
+from ..handlers import AverageWeights
+from .record import note_net, note_result
 from .tensorboard import TensorBoard
 
 SCALE, UNIT = 48, 'pixels'      # of a distance of 1 between labels
@@ -83,6 +87,11 @@ class Training(parallel.Training):
         """
         if self.error is not None:
             raise self._elsewhere(net)
+        if np.isnan(y).any() and net.objective_loss_function.__module__ == objectives.__name__:
+            raise FileError('GAPS = True leaves gaps in the labels, and {} does not know what they '
+                            'are: set the net\'s objective_loss_function to '
+                            'mean_squared_error_of_known (beyond.augmentation).'.format(
+                                net.objective_loss_function.__name__))
         try:
             with Checkpoint(self.fname, net, self.settings(X, y), self.every,
                             self.fresh) as checkpoint, self.around(net):
@@ -101,6 +110,21 @@ class Training(parallel.Training):
                     handler.on_training_finished(net, net.train_history_)
         print(best_error(net.train_history_))
         note_net(self.name, net, self.columns, SCALE)
+        self._tell_final_error(net, X, y)
+
+    def _tell_final_error(self, net, X, y):
+        """Say the validation error of what `predict` will do, where it is not that of an epoch."""
+        how = ['averaged weights'] * any(isinstance(handler, AverageWeights)
+                                         for handler in net.on_epoch_finished)
+        predict = net.predict
+        if self.constants.MIRROR:
+            predict = partial(predict_mirrored, net)
+            how.append('mean with the mirror image')
+        X_valid, y_valid = net.train_split(X, y, net)[1::2] if how else (X[:0], y[:0])
+        if len(X_valid):
+            error = float(SCALE * np.sqrt(np.nanmean((predict(X_valid) - y_valid) ** 2)))
+            print(f'Validation RMSE in the end: {error:.3f} {UNIT} ({", ".join(how)}).')
+            note_result(**{f'final_valid_rmse_{self.name}': round(error, 4)})
 
     def raise_if_stopped(self):
         """Raise what has stopped the training, if it has not come to its end."""

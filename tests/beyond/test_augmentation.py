@@ -10,14 +10,16 @@ import pytest
 import scipy.stats
 import theano
 import theano.tensor as T
+from kfkd import FlipBatchIterator
 from nolearn.lasagne import BatchIterator
 from scipy import ndimage
+from theano_today.nets.files import FileError
 
 pytest.importorskip('cv2')
 from beyond import augmentation  # noqa: E402
 from beyond.augmentation import (  # noqa: E402
-    FACE_FLIP_INDICES, PRESETS, AffineBatchIterator, affine_matrices, flip_indices_of, move,
-    squared_error_of_known, warp)
+    FACE_FLIP_INDICES, PRESETS, AffineBatchIterator, affine_matrices, augmented, flip_indices_of,
+    mean_squared_error_of_known, move, predict_mirrored, squared_error_of_known, warp)
 
 COLUMNS = [column for setting in kfkd.SPECIALIST_SETTINGS for column in setting['columns']]
 STILL = dict(rotation=(0, 0), translation=(0, 0), scale=(1, 1), flip=0, shear=(0, 0),
@@ -208,6 +210,21 @@ def test_squared_error_of_known():
     np.testing.assert_array_equal(gradient, [[2, 0], [0, 4]])
 
 
+def test_mean_squared_error_of_known():
+    a, b = T.matrices('ab')
+    loss = mean_squared_error_of_known(a, b).mean()
+    function = theano.function([a, b], [loss, theano.grad(loss, a)], mode='FAST_COMPILE')
+    random = np.random.RandomState(9)
+    prediction, target = random.normal(size=(2, 5, 4)).astype('f4')
+    target[:4, 1:] = np.nan
+    error, gradient = function(prediction, target)
+    assert error == pytest.approx(np.nanmean((prediction - target) ** 2), rel=1e-5)
+    # 8 of 20 are known.
+    np.testing.assert_allclose(gradient, np.nan_to_num(2 * (prediction - target) / 8), rtol=1e-5)
+    error, gradient = function(prediction, target * np.nan)
+    assert error == 0 and not gradient.any()
+
+
 # ------------------------------------------------------------------------------ as an iterator
 
 def batches(**settings):
@@ -309,3 +326,49 @@ def test_without_opencv(monkeypatch):
     monkeypatch.setitem(sys.modules, 'cv2', None)
     with pytest.raises(ImportError, match='pip install -r requirements.txt'):
         augmentation.AffineBatchIterator(128)
+
+
+# ------------------------------------------------------------------------- kfkd's AUGMENT and MIRROR
+
+def test_a_preset_with_changes():
+    iterator = augmented({'faces': {'middle': 47, 'rotation': (-1, 1)}})(batch_size=8, seed=1)
+    assert (iterator.middle, iterator.rotation) == (47, (-1, 1))
+    assert iterator.translation == PRESETS['faces']['translation'] and iterator.batch_size == 8
+    assert augmented('deck')(8).rotation == (0, 360)
+
+
+@pytest.mark.parametrize('wanted, words', [
+    ('face', "one of 'deck', 'faces', not 'face'"), ({'deck': {}, 'faces': {}}, 'one of'),
+    (3, 'one of'), ({'faces': {'midle': 47}}, 'midle'), ({'faces': {'flip': 2}}, 'probability'),
+    ({'faces': 47}, "AUGMENT = {'faces': 47}"), ({'faces': {'middle': 'x'}}, 'could not convert'),
+])
+def test_augment_that_is_wrong(wanted, words):
+    with pytest.raises(FileError, match=words):
+        augmented(wanted)
+
+
+class DotFinder:
+    """Find the two dots of a picture exactly, or with an error to the right; the left one first."""
+    def __init__(self, iterator, offset, error=0):
+        self.batch_iterator_train, self.offset, self.error = iterator, offset, error
+
+    def predict(self, X):
+        left = np.arange(96) < 48
+        found = [centroids(X * left), centroids(X * ~left)]
+        return ((np.hstack(found) + self.offset - 48 + [self.error, 0] * 2) / 48).astype('f4')
+
+
+@pytest.mark.parametrize('iterator, offset', [
+    (AffineBatchIterator(1, flip_indices=((0, 2), (1, 3))), 0),             # labels name pixels
+    (AffineBatchIterator(1, flip_indices=((0, 2), (1, 3)), middle=47), 1),  # counted from 1
+    (FlipBatchIterator(1), .5),                                             # from the edge
+])
+def test_a_face_and_its_mirror_image_have_the_same_points(iterator, offset):
+    iterator.flip_indices = (0, 2), (1, 3)
+    X, _ = dots(20, np.random.RandomState(10), radius=12)
+    X = np.concatenate([X[:10, :, :, 24:72], X[10:, :, :, 24:72]], axis=3)
+    exact = DotFinder(iterator, offset)
+    np.testing.assert_allclose(predict_mirrored(exact, X), exact.predict(X), atol=1e-4)
+    # What is wrong in one direction falls out: in the mirror image it is wrong in the other.
+    np.testing.assert_allclose(predict_mirrored(DotFinder(iterator, offset, 5), X),
+                               exact.predict(X), atol=1e-4)

@@ -1,6 +1,8 @@
 """An experiment goes into a YAML file and comes back the same; what is wrong in a file is told."""
+import glob
 import io
 import os
+import pickle
 import subprocess
 import sys
 
@@ -114,6 +116,11 @@ def test_files_that_are_something_else(tmp_path, content, words):
     ("{batch_iterator_train: {AffineBatchIterator: {batch_size: 8, scale: [2, 1]}}}", 'no range'),
     ("{batch_iterator_train: {AffineBatchIterator: {scale: [1, 1]}}}", 'batch_size'),
     ("{batch_iterator_train: FlipBatchIterator}", "'FlipBatchIterator' is not known"),
+    ("{handlers: [CosineAnealing]}", r'handlers\[0\]: .*Did you mean CosineAnnealing'),
+    ("{handlers: [AverageWeights: {epoch: 3}]}", 'Did you mean epochs'),
+    ("{handlers: [AverageWeights: {epochs: 0}]}", 'at least one'),
+    ("{handlers: {}}", 'a list is needed'),
+    ("{train_split: {LookalikeSplit: {eval_size: 2}}}", '0 to 0.5'),
 ])
 def test_nets_that_are_wrong(tmp_path, net, words):
     described = read(tmp_path, 'net: ' + net)['net']
@@ -181,7 +188,7 @@ def test_kfkds_own_constants_come_back(folder, monkeypatch):
     """`python kfkd.py config` writes what kfkd reads: the deck's net and its constants."""
     monkeypatch.chdir(folder)
     assert kfkd.main(['config', 'deck.yaml']) == 0
-    assert len((folder / 'deck.yaml').read_text().splitlines()) < 50
+    assert len((folder / 'deck.yaml').read_text().splitlines()) <= 52
     written = experiment.read('deck.yaml')
     assert written['constants']['LEARNING_RATE'] == list(kfkd.LEARNING_RATE)
     assert not {'FTRAIN', 'DATA', 'DRAWN'} & set(written['constants']), 'paths of this machine'
@@ -193,3 +200,35 @@ def test_kfkds_own_constants_come_back(folder, monkeypatch):
     before = kfkd.build_net()
     assert [type(handler) for handler in model.on_epoch_finished] == [
         type(handler) for handler in before.on_epoch_finished]
+
+
+RECIPES = sorted(glob.glob(os.path.join(os.path.dirname(kfkd.__file__), 'beyond', 'recipes', '*.yaml')))
+
+
+@pytest.mark.parametrize('fname', RECIPES, ids=os.path.basename)
+def test_recipes(fname, tmp_path, monkeypatch):
+    """Each makes a net for the 30 coordinates, is written again the same, and is trusted in files."""
+    for name, value in experiment.constants(fname, vars(kfkd)).items():
+        monkeypatch.setattr(kfkd, name, value)
+    net = kfkd.build_net()
+    net.initialize_layers()
+    assert list(net.layers_.values())[-1].output_shape == (None, 30)
+    handlers = [type(handler).__name__ for handler in net.on_epoch_finished]
+    assert handlers.index('CosineAnnealing') > handlers.index('AdjustVariable')
+    assert handlers.index('CosineAnnealing') < handlers.index('EarlyStopping')
+
+    kfkd.main(['config', str(tmp_path / 'again.yaml')])
+    again, recipe = experiment.read(str(tmp_path / 'again.yaml')), experiment.read(fname)
+    assert {name: again['constants'][name] for name in recipe['constants']} == recipe['constants']
+    for name in 'handlers', 'train_split', 'objective_loss_function':
+        assert again['net'][name] == recipe['net'][name]
+    assert len(again['net']['layers']) == len(recipe['net']['layers'])
+
+    with open(tmp_path / 'net.pickle', 'wb') as f:
+        pickle.dump(net, f, -1)
+    loaded = kfkd.load_nets(str(tmp_path / 'net.pickle'))
+    assert loaded.train_split.eval_size == net.train_split.eval_size
+
+
+def test_there_are_recipes():
+    assert RECIPES
