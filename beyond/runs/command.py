@@ -13,6 +13,7 @@ from theano_today.nets.checkpoint import stopping_on_signals
 from theano_today.nets.files import FileError
 
 from . import report as pages
+from .compare import read
 from .experiment import described
 from .net_files import by_columns
 
@@ -105,7 +106,17 @@ def report(run, load_nets, load2d, constants):
         Those of the program.
     constants : object
         Its constants, as attributes.
+
+    Raises
+    ------
+    FileError
+        If the run was with other rows than the program now loads.
     """
+    gaps = read(run)['constants'].get('GAPS', False)
+    if gaps != constants.GAPS:  # its validation faces would be others
+        raise FileError(f'{run} was with GAPS = {gaps}, now it is {constants.GAPS}: report with '
+                        f'--config {os.path.join(run, "experiment.yaml")}.')
+
     def load(fname, columns):
         with contextlib.redirect_stdout(io.StringIO()):
             return load2d(cols=columns, fname=fname)

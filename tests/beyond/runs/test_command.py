@@ -1,5 +1,6 @@
 """The command line by itself, and how a program ends."""
 import signal
+from types import SimpleNamespace
 
 import pytest
 from beyond.runs import command
@@ -61,3 +62,9 @@ def test_best_error():
                for n, v in ((1, 4.), (2, 2.), (3, nan))]
     assert best_error(history) == 'Best validation RMSE: 2.000 pixels, at epoch 2.'
     assert best_error(history[2:]) == 'Training RMSE: 3.000 pixels, at epoch 3.'
+
+
+def test_a_report_wants_the_rows_of_the_training(monkeypatch):
+    monkeypatch.setattr(command, 'read', lambda run: {'constants': {'GAPS': True}})
+    with pytest.raises(FileError, match=r'GAPS = True, now it is False: .*--config a.experiment.yaml'):
+        command.report('a', None, None, SimpleNamespace(GAPS=False))
