@@ -13,9 +13,16 @@ import os
 import sys
 import types
 
+import numpy as np
+
+def xrange(*args):
+    """Count as Python 2 did: what comes from a division is taken for the whole number it was."""
+    return range(*(int(number // 1) if isinstance(number, float) else number for number in args))
+
+
 # Names of Python 2's builtins.
 _BUILTINS = {
-    'xrange': range, 'unicode': str, 'basestring': str, 'long': int, 'unichr': chr,
+    'xrange': xrange, 'unicode': str, 'basestring': str, 'long': int, 'unichr': chr,
     'raw_input': input, 'reduce': functools.reduce}
 
 # {Python 2's module: the modules that have its names today}.
@@ -58,6 +65,19 @@ def _latin1(load):
     return load_any
 
 
+def _np_load(load):
+    """Let np.load read objects, as it did before NumPy 1.16.3, and the pickles of Python 2.
+
+    Who runs an old script trusts the files that it reads with `cPickle`; these are no different.
+    """
+    @functools.wraps(load)
+    def load_any(file, *args, **kwargs):
+        if len(args) < 2:
+            kwargs.setdefault('allow_pickle', True)
+        return load(file, *args, **{'encoding': 'latin1', **kwargs})
+    return load_any
+
+
 def install():
     """Put Python 2's names into builtins, and its modules where an import finds no others."""
     for name, value in _BUILTINS.items():
@@ -75,6 +95,7 @@ def install():
         for name, value in names.items():
             if name not in vars(module):
                 setattr(module, name, value)
+    np.load = _np_load(np.load)
     sys.meta_path.append(_Finder())
 
 
