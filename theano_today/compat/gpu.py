@@ -300,3 +300,29 @@ for _name in 'lasagne.layers.corrmm', 'lasagne.layers.cuda_convnet':
 # A range was a list in Python 2.
 replace('lasagne.layers.cuda_convnet', {
     'range(input.ndim - 1) + ': 'list(range(input.ndim - 1)) + '}, optional=True)
+
+
+@after_import('lasagne.layers.cuda_convnet')
+def _batch_first(module):
+    """Let layers of cuda-convnet between other layers do without putting the batch last and back.
+
+    The engine fuses convolution, bias, ReLU and pooling only where nothing stands between them.
+    """
+    def conv(self, input, **kwargs):
+        if not self.dimshuffle:
+            return conv_last(self, input, **kwargs)
+        output = dnn_conv(input, self.W, (self.pad,) * 2, (self.stride,) * 2,
+                          conv_mode='conv' if self.flip_filters else 'cross')
+        if self.b is not None:
+            output = output + (self.b.dimshuffle('x', 0, 1, 2) if self.untie_biases
+                               else self.b.dimshuffle('x', 0, 'x', 'x'))
+        return self.nonlinearity(output)
+
+    def pool(self, input, **kwargs):
+        if not self.dimshuffle:
+            return pool_last(self, input, **kwargs)
+        from theano.tensor.signal.pool import pool_2d
+        return pool_2d(input, (self.pool_size,) * 2, ignore_border=False, stride=(self.stride,) * 2)
+
+    conv_last, pool_last = module.Conv2DCCLayer.get_output_for, module.MaxPool2DCCLayer.get_output_for
+    module.Conv2DCCLayer.get_output_for, module.MaxPool2DCCLayer.get_output_for = conv, pool

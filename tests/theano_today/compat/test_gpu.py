@@ -75,6 +75,13 @@ def test_layers_of_cuda_convnet():
     nin = ShuffleC01BToBC01Layer(NINLayer_c01b(
         ShuffleBC01ToC01BLayer(inputs), 16, W=W[:, :, 0, 0], untie_biases=True, nonlinearity=None))
     outputs = run(*(get_output(layer, images) for layer in (conv, pool, nin)))
+    # The same, with the batch last from one layer to the next.
+    last = ShuffleBC01ToC01BLayer(inputs)
+    for layer, output in [
+            (Conv2DCCLayer(last, 16, 3, stride=2, pad=1, W=W.transpose(1, 2, 3, 0), nonlinearity=None,
+                           dimshuffle=False), outputs[0]),
+            (MaxPool2DCCLayer(last, 4, stride=3, dimshuffle=False), outputs[1])]:
+        close(run(get_output(ShuffleC01BToBC01Layer(layer), images))[0], output)
     close(outputs[0], convolve(x[..., :6], W[:, :, ::-1, ::-1], pad=1, stride=2))
     # 6 pixels, windows of 4 with a stride of 3: the second has three pixels.
     close(outputs[1], pooled(np.pad(x[..., :6], [(0, 0)] * 2 + [(0, 1)] * 2,
@@ -138,11 +145,14 @@ def test_batch_normalisation_and_softmax():
     close(log_soft, x - np.log(np.exp(x).sum((1, 2, 3), keepdims=True)))
 
 
-def test_the_engine_takes_layers_of_cudnn():
+@pytest.mark.parametrize('backend', ['dnn', 'cuda_convnet'])
+def test_the_engine_takes_these_layers(backend):
     """Convolution, bias, ReLU and max-pooling become one pass, and their gradient another."""
-    from lasagne.layers.dnn import Conv2DDNNLayer, MaxPool2DDNNLayer
+    from lasagne.layers import cuda_convnet, dnn
+    conv, pool = {'dnn': (dnn.Conv2DDNNLayer, dnn.MaxPool2DDNNLayer), 'cuda_convnet': (
+        cuda_convnet.Conv2DCCLayer, cuda_convnet.MaxPool2DCCLayer)}[backend]
     images = T.tensor4()
-    layer = MaxPool2DDNNLayer(Conv2DDNNLayer(InputLayer(x.shape, images), 16, 3), 2)
+    layer = pool(conv(InputLayer(x.shape, images), 16, 3), 2)
     output = get_output(layer)
     params = layer.input_layer.get_params()
     maker = theano.compile.function_module.FunctionMaker  # rewrites, and does not compile
