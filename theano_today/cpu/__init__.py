@@ -8,6 +8,7 @@ the rewrites off and on for functions compiled from then on; the same can be had
 rewrites.py       the mechanism: rewrites of compiled functions in Theano's `optdb`
 backward.py       finds the gradient that Theano has written down for a piece of a graph
 native.py         what all C Ops share: headers, compiler flags, versions
+libraries.py      the kernels as libraries, compiled once (kernels.hpp: what is in them)
 simd.hpp          vectors of the widest kind the compiler has, in a dozen inline functions
 conv.py/.hpp      convolution with bias, pooling, ReLU and dropout, and its gradients
 conv_rewrites.py  how they get into graphs

@@ -17,7 +17,8 @@
 // is not the first). The fast formulas assume finite numbers: images where |x| and |w| cannot rule out overflow take
 // the exact ones instead (`exact`), at the cost of speed only.
 //
-//     conv_layer.hpp      sizes and options, memory layout, packed filters
+//     layer.hpp           sizes and options, images
+//     conv_layer.hpp      memory layout, packed filters
 //     conv_forward.hpp    out and masks: conv_tile is the micro-kernel, pool_window what follows it
 //     conv_backward.hpp   dx, dw, db: Walk makes the lists, ListKernel is the micro-kernel
 #pragma once

@@ -71,8 +71,8 @@ class _Conv(NativeOp):
         rows and columns of the filters.  Others are errors.
     """
 
-    headers = ('conv_op.hpp', 'conv.hpp', 'conv_layer.hpp', 'conv_forward.hpp', 'conv_backward.hpp',
-               'simd.hpp')
+    kernels = 'conv'
+    headers = ('conv_op.hpp',)
     _layer_props = ('border_mode', 'subsample', 'filter_flip', 'bias', 'relu', 'pooling', 'dropout',
                     'kernel_shape', 'promised')
     # One set of run-time parameters for both Ops, so that one compiled module serves all layers.
@@ -221,9 +221,9 @@ class ConvPool(_Conv):
                 !allocate(&{out}, l.N, l.O, l.PH, l.PW, {params}->channels_last)) {fail}
             uint8_t* masks = NULL;
             {save_masks}
-            if (!conv::forward(l, images_of({x}), images_of({W}), (const float*)PyArray_DATA({b}),
-                               PyArray_STRIDE({b}, 0) / (npy_intp)sizeof(float), images_of({u}),
-                               images_of({out}), masks)) {{
+            if (!kernels::convolve(l, images_of({x}), images_of({W}), (const float*)PyArray_DATA({b}),
+                                   PyArray_STRIDE({b}, 0) / (npy_intp)sizeof(float), images_of({u}),
+                                   images_of({out}), masks)) {{
                 PyErr_NoMemory();
                 {fail}
             }}
@@ -307,9 +307,10 @@ class ConvPoolGrad(_Conv):
             dw = (float*)PyArray_DATA({0}), db = (float*)PyArray_DATA({1});
             """.format(*outputs)
         code += """
-            if (!conv::backward(l, x, images_of({W}), (const float*)PyArray_DATA({b}),
-                                PyArray_STRIDE({b}, 0) / (npy_intp)sizeof(float),
-                                (const uint8_t*)PyArray_DATA({masks}), images_of({g}), dx, dw, db)) {{
+            if (!kernels::convolve_back(l, x, images_of({W}), (const float*)PyArray_DATA({b}),
+                                        PyArray_STRIDE({b}, 0) / (npy_intp)sizeof(float),
+                                        (const uint8_t*)PyArray_DATA({masks}), images_of({g}), dx, dw,
+                                        db)) {{
                 PyErr_NoMemory();
                 {fail}
             }}

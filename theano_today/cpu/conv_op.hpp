@@ -2,7 +2,7 @@
 #pragma once
 #include <Python.h>
 #include <numpy/arrayobject.h>
-#include "conv.hpp"
+#include "kernels.hpp"
 
 static conv::Images images_of(PyArrayObject* a) {
     const ptrdiff_t size = sizeof(float);

@@ -20,6 +20,7 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#include "matrix.hpp"
 #include "simd.hpp"
 
 namespace matmul {
@@ -27,25 +28,10 @@ namespace matmul {
 using simd::vec;
 using simd::LANES;
 
-typedef ptrdiff_t Index;
-
-// A tile: MR rows of NV vectors. Its sums stay in registers, beside a row of B (NV) and an element of A; compilers
-// start to spill when they cannot have one more.
-constexpr Index NV = 2;
-constexpr Index NR = NV * LANES;
-constexpr Index MR = (simd::REGISTERS - NV - 2) / NV;
-
 // Sizes of the packed pieces, for a first-level cache of 32 kB and a second-level cache of 512 kB or more.
 constexpr Index KC = 256;             // a panel of B: KC * NR * 4 bytes, 16 kB with 8 lanes
 constexpr Index MC = MR * (96 / MR);  // a block of A: KC * MC * 4 bytes, at most 96 kB
 constexpr Index NC = NR * (512 / NR); // a strip of B: KC * NC * 4 bytes, at most 512 kB
-
-// Element (i, j) is at data[i * row + j * column].
-struct Matrix {
-    const float* data;
-    Index row, column;
-    const float* at(Index i, Index j) const { return data + i * row + j * column; }
-};
 
 struct Rectangle {
     Index m0, m1, n0, n1;    // rows m0 .. m1 - 1, columns n0 .. n1 - 1

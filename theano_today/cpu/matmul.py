@@ -44,7 +44,7 @@ INPLACE_POSITION = 70
 class _Product(NativeOp):
     """What `MatMul` and `MatMulUpdate` share: two operands with any strides."""
 
-    headers = ('matmul_sparse.hpp', 'matmul_narrow.hpp', 'matmul.hpp', 'simd.hpp')
+    kernels = 'matmul'
 
     def c_support_code(self):
         return """
@@ -107,8 +107,8 @@ class MatMul(_Product):
             if (!operands_agree({a}, {b})) {{ {fail} }}
             const npy_intp m = PyArray_DIM({a}, 0), n = PyArray_DIM({b}, 1);
             if (!allocate(&{c}, m, n)) {{ {fail} }}
-            if (!matmul::product_of(matrix_of({a}), matrix_of({b}), m, n, PyArray_DIM({a}, 1),
-                                 (float*)PyArray_DATA({c}))) {{
+            if (!kernels::multiply(matrix_of({a}), matrix_of({b}), m, n, PyArray_DIM({a}, 1),
+                                   (float*)PyArray_DATA({c}))) {{
                 PyErr_NoMemory();
                 {fail}
             }}
@@ -224,7 +224,7 @@ class MatMulUpdate(_Product):
             name=name, code=code,
             members=each('matmul::Matrix m{0};', matrices) + each(' float s{0};', scalars) +
             each(' float* out{0}; ptrdiff_t ld{0}, step{0};', outputs),
-            prefetches=each('simd::prefetch(m{0}.at(r, j));', matrices),
+            prefetches=each('__builtin_prefetch(m{0}.at(r, j));', matrices),
             pointers=each('const float* p{0} = m{0}.at(i, j);'
                           ' const ptrdiff_t c{0} = UNIT_STRIDES ? 1 : m{0}.column;', matrices) +
             each(' float* o{0} = out{0} + i * ld{0} + j * step{0};'
@@ -265,7 +265,8 @@ class MatMulUpdate(_Product):
             rule.step{i} = matrix_of({y}).column;
             rule.unit_strides &= rule.step{i} == 1;""".format(i=i, y=y))
         lines.append("""
-            if (!matmul::product_into_rule(matrix_of({}), matrix_of({}), m, n, PyArray_DIM({}, 1), rule)) {{
+            if (!kernels::multiply_into(matrix_of({}), matrix_of({}), m, n, PyArray_DIM({}, 1),
+                                        kernels::AnyRule(&rule))) {{
                 PyErr_NoMemory();
                 {}
             }}""".format(a, b, a, fail))

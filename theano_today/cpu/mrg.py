@@ -27,7 +27,7 @@ class MRGUniform(NativeOp, mrg_uniform):
     Checks, allocation and the in-place variant are inherited.
     """
 
-    headers = ('mrg.hpp', 'simd.hpp')
+    kernels = 'mrg'
 
     def c_support_code(self):
         return '\n'.join("""
@@ -35,8 +35,8 @@ class MRGUniform(NativeOp, mrg_uniform):
                                                 npy_int64 n, int streams) {{
             {1}
         }}""".format(dtype, code) for dtype, code in (
-            ('float32', 'mrg::draw((int32_t*)PyArray_DATA(state), streams, n, '
-                        'mrg::Uniform{(float*)PyArray_DATA(sample)});'),
+            ('float32', 'kernels::draw_uniform((int32_t*)PyArray_DATA(state), streams, n, '
+                        '(float*)PyArray_DATA(sample));'),
             ('float64', ''),  # Theano's code refers to it; this Op is for float32 only
         ))
 
@@ -56,7 +56,7 @@ class MRGBernoulli(NativeOp):
     """
 
     __props__ = ('broadcastable', 'dtype', 'inplace')
-    headers = ('mrg.hpp', 'simd.hpp')
+    kernels = 'mrg'
 
     def __init__(self, broadcastable, dtype='bool', inplace=False):
         self.broadcastable = tuple(broadcastable)
@@ -120,16 +120,16 @@ class MRGBernoulli(NativeOp):
                 PyErr_SetString(PyExc_ValueError, "rstate must have 6 columns");
                 %(fail)s
             }
-            mrg::draw((int32_t*)PyArray_DATA(%(new_state)s), PyArray_DIM(%(new_state)s, 0), n,
-                      mrg::%(put)s{(%(ctype)s*)PyArray_DATA(%(sample)s),
-                                   *(const float*)PyArray_DATA(%(p)s)});
+            kernels::draw_bernoulli(
+                (int32_t*)PyArray_DATA(%(new_state)s), PyArray_DIM(%(new_state)s, 0), n,
+                *(const float*)PyArray_DATA(%(p)s), (%(ctype)s*)PyArray_DATA(%(sample)s));
         }
         """ % dict(
             ndim=len(self.broadcastable), state=inputs[0], size=inputs[1], p=inputs[2],
             new_state=outputs[0], sample=outputs[1], fail=sub['fail'],
             requirement='NPY_ARRAY_CARRAY' + ('' if self.inplace else ' | NPY_ARRAY_ENSURECOPY'),
-            **dict(bool=dict(type_num='NPY_BOOL', ctype='bool', put='BernoulliBool'),
-                   float32=dict(type_num='NPY_FLOAT32', ctype='float', put='BernoulliFloat'))[self.dtype])
+            **dict(bool=dict(type_num='NPY_BOOL', ctype='bool'),
+                   float32=dict(type_num='NPY_FLOAT32', ctype='float'))[self.dtype])
 
 
 def _is_float32_draw(variable):

@@ -1,49 +1,65 @@
 """What all C Ops of the engine share: headers, compiler flags, and the key of Theano's module cache."""
 import ctypes
-import functools
-import hashlib
 import os
 import sys
 
-from theano import gof
+from theano import config, gof
+
+from . import libraries
 
 __all__ = ['NativeOp', 'survive_forks']
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
-
 
 class NativeOp(gof.Op):
-    """An Op whose C code calls kernels from the header files of this folder.
+    """An Op whose C code calls kernels from the library of a .cpp file of this folder.
 
     Sizes reach the kernels at run time: the C code of an Op is the same for all shapes, so Theano
     compiles one module per Op and keeps it in its compile directory.
 
     Attributes
     ----------
+    kernels : str
+        Name of the .cpp file, without its ending.
     headers : tuple of str
-        Header files of this folder that the C code includes, with those that they include in turn:
-        a change in any of them has to compile the Op anew.
+        Header files of this folder that the C code includes.
     """
 
-    headers = ('simd.hpp',)
+    kernels = None
+    headers = ('kernels.hpp',)
+
+    def __new__(cls, *args, **kwargs):
+        op = super().__new__(cls)
+        if libraries.supported() and config.cxx:
+            libraries.start(cls.kernels, op._options())
+        return op
+
+    def _options(self):
+        # Without -fno-math-errno, sqrt and others may not be vectorised.
+        return ('-O3', '-fno-math-errno') + (('-fopenmp',) if _openmp() else ())
 
     def c_header_dirs(self):
-        return [_HERE]
+        return [libraries.HERE]
 
     def c_headers(self):
-        headers = ['"{}"'.format(name) for name in self.headers]
-        return headers + ['<omp.h>'] if _openmp() else headers
+        # Where there can be no library, its source becomes a part of each module.
+        files = self.headers if libraries.supported() else self.headers + (self.kernels + '.cpp',)
+        return ['"{}"'.format(name) for name in files]
 
     def c_compile_args(self):
-        # Without -fno-math-errno, sqrt and others may not be vectorised.
-        args = ['-O3', '-fno-math-errno']
-        return args + ['-fopenmp'] if _openmp() else args
+        return list(self._options())
+
+    def c_lib_dirs(self):
+        return [config.compiledir] if libraries.supported() else []
+
+    def c_libraries(self):
+        return [libraries.load(self.kernels, self._options())] if libraries.supported() else []
 
     def c_code_cache_version(self):
         # C code stands in the header files and in the modules of the class and its bases.
         modules = {sys.modules[cls.__module__].__file__ for cls in type(self).__mro__
                    if cls.__module__.startswith(__package__)}
-        return (_digest(self.headers + tuple(sorted(map(os.path.basename, modules)))),)
+        files = libraries.sources() + tuple(sorted(map(os.path.basename, modules)))
+        return (int(libraries.digest(files), 16),)
 
     def __str__(self):
         props = ', '.join('{}={}'.format(name, getattr(self, name)) for name in self.__props__)
@@ -55,15 +71,6 @@ def _openmp():
     if gof.OpenMPOp.gxx_support_openmp is None:
         gof.OpenMPOp.gxx_support_openmp = gof.OpenMPOp.test_gxx_support()
     return gof.OpenMPOp.gxx_support_openmp
-
-
-@functools.cache
-def _digest(names):
-    digest = hashlib.sha256()
-    for name in names:
-        with open(os.path.join(_HERE, name), 'rb') as file:
-            digest.update(file.read())
-    return int(digest.hexdigest()[:12], 16)
 
 
 def survive_forks():

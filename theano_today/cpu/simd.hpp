@@ -14,6 +14,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include "lanes.hpp"
 
 #if defined(__AVX__) || defined(__SSE2__)
 #include <immintrin.h>
@@ -21,35 +22,10 @@
 #include <arm_neon.h>
 #endif
 
-#ifndef THEANO_TODAY_LANES
-#if defined(__AVX512F__)
-#define THEANO_TODAY_LANES 16
-#elif defined(__AVX__)
-#define THEANO_TODAY_LANES 8
-#else
-#define THEANO_TODAY_LANES 4
-#endif
-#endif
-
 // Inline even where the compiler's cost model says no: a micro-kernel's accumulators must stay in registers.
 #define SIMD_INLINE static inline __attribute__((always_inline))
 
 namespace simd {
-
-constexpr int LANES = THEANO_TODAY_LANES;
-static_assert(LANES == 1 || LANES == 4 || LANES == 8 || LANES == 16, "no such vector width");
-
-// How many `vec` the machine holds in registers; micro-kernels choose their tiles by it. A width beyond the machine's
-// own takes several registers per vec.
-#if defined(__AVX512F__)
-constexpr int REGISTERS = 32;
-#elif defined(__aarch64__)
-constexpr int REGISTERS = LANES > 4 ? 32 * 4 / LANES : 32;
-#elif defined(__AVX__)
-constexpr int REGISTERS = LANES > 8 ? 8 : 16;
-#else
-constexpr int REGISTERS = LANES > 4 ? 16 * 4 / LANES : 16;
-#endif
 
 typedef float vec __attribute__((vector_size(4 * THEANO_TODAY_LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * THEANO_TODAY_LANES)));    // what comparing two vec gives: 0 or -1

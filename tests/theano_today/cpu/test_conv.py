@@ -21,7 +21,7 @@ import theano.tensor as T
 from lasagne.layers import (Conv2DLayer, DropoutLayer, InputLayer, MaxPool2DLayer,
                             get_all_params, get_output)
 from theano_today import cpu
-from theano_today.cpu import native
+from theano_today.cpu import libraries
 from theano_today.cpu.conv import RELUS, ConvPool, ConvPoolGrad, Pooling
 
 pytestmark = pytest.mark.usefixtures('few_modules')
@@ -594,12 +594,12 @@ def test_c_code_in_python_files_counts_for_the_cache(monkeypatch, tmp_path):
     shutil.copytree(HEADERS, str(changed))
     with open(str(changed / 'conv.py'), 'a') as file:
         file.write('# changed\n')
-    monkeypatch.setattr(native, '_HERE', str(changed))
-    native._digest.cache_clear()
+    monkeypatch.setattr(libraries, 'HERE', str(changed))
+    libraries.digest.cache_clear()
     try:
         assert ConvPool().c_code_cache_version() != before
     finally:
-        native._digest.cache_clear()
+        libraries.digest.cache_clear()
 
 
 def test_long_sums_of_gradients_are_as_good_as_stock():
