@@ -85,7 +85,8 @@ def test_commands_named_are_there(page, capsys):
         capsys.readouterr()
     for module in re.findall(r'python -m ([\w.]+)', text):
         if module.split('.')[0] in ('beyond', 'theano_today'):
-            assert os.path.exists(os.path.join(ROOT, module.replace('.', '/') + '.py')), module
+            path = os.path.join(ROOT, module.replace('.', '/'))
+            assert os.path.exists(path + '.py') or os.path.exists(path + '/__main__.py'), module
     for fname in re.findall(r'python ((?:tests|data)/[\w/]+\.py)', text):
         assert os.path.exists(os.path.join(ROOT, fname)), fname
 

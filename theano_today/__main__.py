@@ -13,7 +13,7 @@ import runpy
 import sys
 import types
 
-from .compat import python2
+from .compat import hints, python2
 
 USAGE = '''\
 usage: python -m theano_today [-m module | -c command | script.py] [arguments of the script]
@@ -89,7 +89,7 @@ def _without_our_frames(hook):
             traceback = traceback.tb_next
         # A syntax error of the script has no frame of its own.
         hook(kind, error.with_traceback(traceback), traceback)
-        hint = python2.hint(error, traceback)
+        hint = hints.hint(error, traceback)
         if hint:
             print('theano_today: ' + hint, file=sys.stderr)
 

@@ -4,7 +4,7 @@ import pickle
 import subprocess
 import sys
 
-from theano_today.compat import python2
+from theano_today.compat import hints
 
 import numpy as np
 import pytest
@@ -110,6 +110,9 @@ assert list(itertools.izip([1], [2])) == [(1, 2)]
     ('import os\nprint "a"\n', 2, '-w {file} mends the whole file'),
     ('x = 1\nif x:\n        x = 2\n\tx = 3\n', 4, 'expand -t 8 {file}'),
     ('x = {}\nx.iteritems()\n', 2, '-w FILE mends the whole file'),
+    ('x = [1] + map(str, [2])\n', 1, '-w FILE mends the whole file'),
+    ('x = {}\ny = x.keys()[0]\n', 2, '-w FILE mends the whole file'),
+    ('x = range(3)\nzip(x, x)[0]\n', 2, 'was a list'),
     ('for i in range(4 / 2):\n    pass\n', 1, 'write // for /'),
     ('[1, 2][:2 / 2]\n', 1, 'write // for /'),
     ('import pickle\npickle.loads(b"S\'\\\\xe9\'\\n.")\n', 2, "encoding='latin1'")])
@@ -118,7 +121,7 @@ def test_what_to_do_about_python_2(tmp_path, script, line, hint):
     try:
         exec(compile(script, file, 'exec'), {})
     except Exception as error:
-        said = python2.hint(error, error.__traceback__.tb_next)
+        said = hints.hint(error, error.__traceback__.tb_next)
     assert said.startswith(f'{file}, line {line}: ')
     assert hint.format(file=file) in said
 
@@ -131,8 +134,23 @@ def test_python_2_in_a_script(tmp_path):
     assert done.returncode == 1
 
 
+@pytest.mark.parametrize('code', [
+    'from lasagne.layers import batch_norm', 'import lasagne; lasagne.layers.BatchNormLayer',
+    'import lasagne.layers.special', 'import lasagne; lasagne.layers.DenseLayer((1, 2), 3, axis=1)'])
+def test_scripts_for_later_versions_of_lasagne(code):
+    import theano_today  # noqa: F401  (before lasagne)
+
+    import lasagne
+    try:
+        exec(code)
+    except Exception as error:
+        said = hints.hint(error, error.__traceback__)
+    assert "Lasagne's master has this" in said and 'pip install https://' in said
+    assert lasagne.__version__ == '0.1'
+
+
 @pytest.mark.parametrize('error', [
     SyntaxError('f-string: empty expression not allowed'), AttributeError("'A' object has no x"),
     TypeError('unhashable'), ValueError('x')])
 def test_other_errors_speak_for_themselves(error):
-    assert python2.hint(error, None) is None
+    assert hints.hint(error, None) is None

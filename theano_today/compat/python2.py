@@ -1,4 +1,4 @@
-"""What scripts for Python 2 use by names that Python 3 has changed, and what to do about the rest.
+"""What scripts for Python 2 use by names that Python 3 has changed.
 
 For ``python -m theano_today script.py`` alone: many scripts of 2015 keep to the syntax that both
 Pythons have and still say `xrange` or ``import cPickle``.  Other programs are left alone.
@@ -8,12 +8,12 @@ import functools
 import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import os
 import sys
 import types
 
 import numpy as np
+
 
 def xrange(*args):
     """Count as Python 2 did: what comes from a division is taken for the whole number it was."""
@@ -97,53 +97,3 @@ def install():
                 setattr(module, name, value)
     np.load = _np_load(np.load)
     sys.meta_path.append(_Finder())
-
-
-# What Python 3 says of Python 2's syntax.
-_SYNTAX = ('Missing parentheses in call to', 'multiple exception types must be parenthesized',
-           'leading zeros in decimal integer literals', 'invalid syntax', 'invalid decimal literal',
-           'invalid character', 'invalid prefix', 'expected')
-
-
-def hint(error, traceback):
-    """Return what to do about an error that a script for Python 2 meets, or None.
-
-    Parameters
-    ----------
-    error : BaseException
-    traceback : traceback or None
-
-    Returns
-    -------
-    str or None
-    """
-    if isinstance(error, TabError):
-        return (f'{error.filename}, line {error.lineno}: tabs and spaces are mixed, as Python 2 allowed. '
-                f'Mend it: expand -t 8 {error.filename} > new.py')
-    if isinstance(error, SyntaxError):
-        if str(error.msg).startswith(_SYNTAX) and error.filename:
-            return (f'{error.filename}, line {error.lineno}: if this is the syntax of Python 2, '
-                    f'{_tool()} {error.filename} mends the whole file (and keeps it as .bak).')
-        return None
-    place = ''
-    while traceback is not None:
-        place = f'{traceback.tb_frame.f_code.co_filename}, line {traceback.tb_lineno}: '
-        traceback = traceback.tb_next
-    text = str(error)
-    if isinstance(error, AttributeError) and "'dict' object has no attribute" in text:
-        return f'{place}a method that dict had in Python 2. {_tool()} FILE mends the whole file.'
-    if isinstance(error, TypeError) and (
-            "'float' object cannot be interpreted as an integer" in text
-            or 'slice indices must be integers' in text):
-        return f'{place}if this number comes from a division, Python 2 gave a whole one: write // for /.'
-    if isinstance(error, UnicodeDecodeError) and "'ascii' codec" in text:
-        return f"{place}if this loads what Python 2 has pickled: pickle.load(file, encoding='latin1')."
-    return None
-
-
-def _tool():
-    """The command that turns a file for Python 2 into one for Python 3."""
-    if importlib.util.find_spec('lib2to3'):
-        return f'{os.path.basename(sys.executable)} -m lib2to3 -w'
-    # lib2to3: deprecated in Python 3.9, removed in 3.13.
-    return f'pip install fissix, then {os.path.basename(sys.executable)} -m fissix -w'
