@@ -98,7 +98,10 @@ assert list(xrange(1, 7 / 2.)) == [1, 2]
 import cPickle, urllib, urllib2, Queue, StringIO, itertools
 assert list(xrange(3)) == [0, 1, 2] and reduce(lambda a, b: a + b, [1, 2]) == 3
 assert isinstance('', unicode) and isinstance('', basestring) and long(3) == 3
-assert cPickle.load(open('data.pkl', 'rb')) == ['\\xe9']
+import pickle
+for load in cPickle.load, pickle.load:
+    assert load(open('data.pkl', 'rb')) == ['\\xe9']
+assert pickle.loads(open('data.pkl', 'rb').read()) == ['\\xe9']
 assert cPickle.loads(cPickle.dumps({'a': 1}, cPickle.HIGHEST_PROTOCOL)) == {'a': 1}
 assert [urllib2.urlopen, urllib.urlretrieve, Queue.Queue, StringIO.StringIO]
 assert list(itertools.izip([1], [2])) == [(1, 2)]

@@ -9,6 +9,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import os
+import pickle
 import sys
 import types
 
@@ -44,8 +45,6 @@ class _Loader(importlib.abc.Loader):
             source = importlib.import_module(other)
             vars(module).update((key, value) for key, value in vars(source).items()
                                 if not (key.startswith('__') and key.endswith('__')))
-        if name == 'cPickle':
-            module.load, module.loads = _latin1(module.load), _latin1(module.loads)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -57,12 +56,29 @@ class _Finder(importlib.abc.MetaPathFinder):
         return None
 
 
-def _latin1(load):
-    """Read what Python 2 has pickled: its strings, among them NumPy's arrays, are bytes."""
+def _pickle_load(load):
+    """Read what Python 2 has pickled, too: its strings, among them NumPy's arrays, are bytes."""
     @functools.wraps(load)
-    def load_any(source, **kwargs):
-        return load(source, **{'encoding': 'latin1', **kwargs})
+    def load_any(file, **kwargs):
+        start = file.tell() if hasattr(file, 'seek') and 'encoding' not in kwargs else None
+        try:
+            return load(file, **kwargs)
+        except UnicodeDecodeError:
+            if start is None:
+                raise
+            file.seek(start)
+            return load(file, encoding='latin1', **kwargs)
     return load_any
+
+
+def _pickle_loads(loads):
+    @functools.wraps(loads)
+    def loads_any(data, **kwargs):
+        try:
+            return loads(data, **kwargs)
+        except UnicodeDecodeError:
+            return loads(data, **{'encoding': 'latin1', **kwargs})
+    return loads_any
 
 
 def _np_load(load):
@@ -96,4 +112,5 @@ def install():
             if name not in vars(module):
                 setattr(module, name, value)
     np.load = _np_load(np.load)
+    pickle.load, pickle.loads = _pickle_load(pickle.load), _pickle_loads(pickle.loads)
     sys.meta_path.append(_Finder())
