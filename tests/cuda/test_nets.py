@@ -34,6 +34,25 @@ def test_layer(name):
             assert_close(ours, theirs, rtol=1e-4)
 
 
+def test_layers_of_the_old_backends():
+    """cuDNN's and cuda-convnet's by their names, against Theano's Python code, which SciPy runs."""
+    from lasagne.layers.cuda_convnet import Conv2DCCLayer, MaxPool2DCCLayer
+    from lasagne.layers.dnn import Conv2DDNNLayer, MaxPool2DDNNLayer
+    init_seed()
+    inputs = layers.InputLayer((4, 3, 12, 12))
+    hidden = MaxPool2DDNNLayer(Conv2DDNNLayer(inputs, 16, 3, pad=1), 2)
+    hidden = MaxPool2DCCLayer(Conv2DCCLayer(hidden, 16, 3, pad=1), 2)
+    output = layers.get_output(layers.DenseLayer(hidden, 3, nonlinearity=None))
+    wrt = [inputs.input_var] + layers.get_all_params(hidden)
+    outputs = [output] + theano.grad((output ** 2).sum(), wrt)
+    device = theano.function([inputs.input_var], outputs)
+    assert on_device(device)
+    x = np.random.RandomState(1).standard_normal((4, 3, 12, 12)).astype('float32')
+    python = theano.Mode(PYTHON.linker, None)
+    for ours, theirs in zip(device(x), theano.function([inputs.input_var], outputs, mode=python)(x)):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def init_seed(seed=1):
     random.set_rng(np.random.RandomState(seed))
 
