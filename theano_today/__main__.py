@@ -2,8 +2,8 @@
 
 The script finds what it would find if Python had started it: its own sys.argv, its own folder first in
 sys.path, its own `__main__`, and it may set THEANO_FLAGS before it imports Theano.  What Python 2 had
-by other names (`xrange`, `cPickle`) is there as well.  Python 2's syntax is not: the error names file
-and line and a tool that mends it.
+by other names (`xrange`, `cPickle`) is there as well, and ``n / 2`` may be a size.  Python 2's syntax
+is not: the error names file and line and a tool that mends it.
 """
 import importlib.machinery
 import importlib.util
@@ -13,7 +13,7 @@ import runpy
 import sys
 import types
 
-from .compat import hints, python2
+from .compat import hints, old_names, python2
 
 USAGE = '''\
 usage: python -m theano_today [-m module | -c command | script.py] [arguments of the script]
@@ -34,6 +34,7 @@ def main():
               f'{USAGE}', file=sys.stderr)
         sys.exit(2)
     python2.install()
+    old_names.install()
     sys.excepthook = _without_our_frames(sys.excepthook)
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if kind == '-m':
@@ -61,7 +62,7 @@ def _run_script(path, root):
     _set_first_folder(os.path.dirname(os.path.realpath(path)), root)
     path = os.path.abspath(path)  # as Python has it since 3.9
     loader = importlib.machinery.SourceFileLoader('__main__', path)
-    _run(compile(source, path, 'exec', dont_inherit=True), __file__=path, __loader__=loader)
+    _run(python2.compile_script(source, path), __file__=path, __loader__=loader)
 
 
 def _set_first_folder(folder, root):
@@ -87,6 +88,11 @@ def _without_our_frames(hook):
     def excepthook(kind, error, traceback):
         while traceback is not None and traceback.tb_frame.f_code.co_filename in ours:
             traceback = traceback.tb_next
+        inner = traceback
+        while inner is not None:
+            if inner.tb_next is not None and inner.tb_next.tb_frame.f_code is python2.divide.__code__:
+                inner.tb_next = inner.tb_next.tb_next
+            inner = inner.tb_next
         # A syntax error of the script has no frame of its own.
         hook(kind, error.with_traceback(traceback), traceback)
         hint = hints.hint(error, traceback)

@@ -109,6 +109,54 @@ assert list(itertools.izip([1], [2])) == [(1, 2)]
     assert done.returncode == 0, done.stderr
 
 
+def test_quotients_of_whole_numbers_may_be_sizes(tmp_path):
+    """As in Python 2; as numbers they are Python 3's."""
+    done = run(tmp_path, 'old/script.py', script='''
+import copy, pickle
+import numpy as np
+n, x = 37, np.arange(40)
+assert len(np.random.choice(n, n / 2, replace=False)) == len(x[:n / 2]) == len(range(n / 2)) == 18
+assert np.zeros((n / 4 / 2, 2)).shape == (4, 2) and list(range(-7 / 2, 0))[0] == -4
+assert n / 2 == 18.5 and repr(n / 2) == '18.5' and 1 / 2 * 4 == 2 and (x / 2).dtype == float
+assert type(pickle.loads(pickle.dumps(n / 2))) is type(copy.deepcopy(n / 2)) is float
+assert np.asarray(1 / 2).dtype == float and isinstance(n / 2, float)
+x = x.astype(float)
+y = x
+y /= 2
+assert x[1] == .5
+try:
+    n / 0
+except ZeroDivisionError as error:
+    assert error.__traceback__.tb_lineno == 15
+else:
+    raise AssertionError
+''')
+    assert done.returncode == 0, done.stderr
+    done = run(tmp_path, 'old/script.py',
+               script='"""Doc."""\nfrom __future__ import division\nrange(4 / 2)\n')
+    assert "'float' object cannot be interpreted" in done.stderr
+
+
+def test_old_names_of_pandas_and_matplotlib(tmp_path):
+    done = run(tmp_path, 'old/script.py', script='''
+import pandas
+from matplotlib import pyplot
+frame = pandas.DataFrame({'a': [3, 1, 2], 'b': [4, 5, 6]}, index=list('xyz'))
+assert frame.ix[1]['b'] == frame.ix['y', 'b'] == frame.ix[1, 1] == 5
+assert frame.ix[:2, 'a'].tolist() == [3, 1] and frame.ix[[0, 2], 'b'].tolist() == [4, 6]
+assert frame.ix['x':'y'].shape == (2, 2) and frame.ix[frame.a > 1, 'b'].tolist() == [4, 6]
+assert frame.reset_index().ix[2]['b'] == 6 and frame.a.ix[2] == 2
+frame.ix['y', 'b'] = 7
+assert frame.b.tolist() == [4, 7, 6] and frame.sort('a').b.tolist() == [7, 6, 4]
+assert frame.sort(['a'], ascending=False).a.as_matrix().tolist() == [3, 2, 1]
+assert frame.as_matrix(['b']).shape == (3, 1)
+axis = pyplot.gca()
+axis.set_color_cycle(['r', 'g'])
+assert axis.plot([1, 2])[0].get_color() == 'r'
+''', MPLBACKEND='agg')
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize('script, line, hint', [
     ('import os\nprint "a"\n', 2, '-w {file} mends the whole file'),
     ('x = 1\nif x:\n        x = 2\n\tx = 3\n', 4, 'expand -t 8 {file}'),
@@ -116,8 +164,7 @@ assert list(itertools.izip([1], [2])) == [(1, 2)]
     ('x = [1] + map(str, [2])\n', 1, '-w FILE mends the whole file'),
     ('x = {}\ny = x.keys()[0]\n', 2, '-w FILE mends the whole file'),
     ('x = range(3)\nzip(x, x)[0]\n', 2, 'was a list'),
-    ('for i in range(4 / 2):\n    pass\n', 1, 'write // for /'),
-    ('[1, 2][:2 / 2]\n', 1, 'write // for /'),
+    ('n = 4.0\nrange(n)\n', 2, 'write // for /'), ('[1, 2][:2.0]\n', 1, 'write // for /'),
     ('import pickle\npickle.loads(b"S\'\\\\xe9\'\\n.")\n', 2, "encoding='latin1'")])
 def test_what_to_do_about_python_2(tmp_path, script, line, hint):
     file = str(tmp_path / 'script.py')

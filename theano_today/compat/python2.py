@@ -3,11 +3,13 @@
 For ``python -m theano_today script.py`` alone: many scripts of 2015 keep to the syntax that both
 Pythons have and still say `xrange` or ``import cPickle``.  Other programs are left alone.
 """
+import ast
 import builtins
 import functools
 import importlib
 import importlib.abc
 import importlib.machinery
+import math
 import os
 import pickle
 import sys
@@ -18,7 +20,50 @@ import numpy as np
 
 def xrange(*args):
     """Count as Python 2 did: what comes from a division is taken for the whole number it was."""
-    return range(*(int(number // 1) if isinstance(number, float) else number for number in args))
+    return range(*(math.floor(n) if isinstance(n, float) else n for n in args))
+
+
+class Quotient(float):
+    """The quotient of two whole numbers, which may serve as a size or an index, too.
+
+    In Python 2 it was a whole number: ``bs / 2`` is a size in many scripts.  Python 3's value stays
+    what it is, and where only a whole number will do it is the one that Python 2 had.
+    """
+
+    def __index__(self):
+        return math.floor(self)
+
+    def __reduce__(self):
+        return float, (float(self),)
+
+
+def divide(a, b):
+    """``a / b`` in a script."""
+    if type(a) in (int, Quotient) and type(b) in (int, Quotient):
+        return Quotient(a / b)
+    return a / b
+
+
+class _Divisions(ast.NodeTransformer):
+    def visit_BinOp(self, node):
+        self.generic_visit(node)
+        if not isinstance(node.op, ast.Div):
+            return node
+        function = ast.copy_location(ast.Name(_DIVIDE, ast.Load()), node)
+        return ast.copy_location(ast.Call(function, [node.left, node.right], []), node)
+
+
+_DIVIDE = '_theano_today_divide'
+
+
+def compile_script(source, path):
+    """Compile a script so that its quotients of whole numbers may be sizes (see `Quotient`)."""
+    tree = ast.parse(source, path)
+    if not any(isinstance(node, ast.ImportFrom) and node.module == '__future__'
+               and any(alias.name == 'division' for alias in node.names) for node in tree.body):
+        setattr(builtins, _DIVIDE, divide)
+        tree = _Divisions().visit(tree)
+    return compile(tree, path, 'exec', dont_inherit=True)
 
 
 # Names of Python 2's builtins.
