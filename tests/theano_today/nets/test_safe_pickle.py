@@ -173,6 +173,13 @@ HOSTILE = {
     'an array of negative length': op(
         name('numpy.core.numeric', '_frombuffer'), b'(C\x041234', name('numpy', 'dtype'),
         text(('f4', False, True)), b'R', text((-1,)), text('C'), b'tR'),
+    **{f'an array with its axes in the order {axes!r}': op(    # as NumPy 2 has it
+        name('numpy._core.numeric', '_frombuffer'), b'(C\x041234', name('numpy', 'dtype'),
+        text(('u1', False, True)), b'R', text((2, 2)), text('K'), text(axes), b'tR')
+       for axes in [(0, 0), (0, 2), (-1, 0), (0,), (False, True), [1, 0], 'ab', None, ((), ())]},
+    'an array with axes and another order': op(
+        name('numpy._core.numeric', '_frombuffer'), b'(C\x041234', name('numpy', 'dtype'),
+        text(('u1', False, True)), b'R', text((2, 2)), text('C'), text((1, 0)), b'tR'),
     'a type with parts': op(name('numpy', 'dtype'), text(('f4', False, True)), b'R', b'(',
                             text(3), text('|'), b'N', text(('a',)), text({'a': 1}),
                             text(8), text(1), text(0), b'tb'),
