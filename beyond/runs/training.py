@@ -110,7 +110,8 @@ class Training(parallel.Training):
                     handler.on_training_finished(net, net.train_history_)
         print(best_error(net.train_history_))
         note_net(self.name, net, self.columns, SCALE)
-        self._tell_final_error(net, X, y)
+        if self.stopped is None:
+            self._tell_final_error(net, X, y)
 
     def _tell_final_error(self, net, X, y):
         """Say the validation error of what `predict` will do, where it is not that of an epoch."""
