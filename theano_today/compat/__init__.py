@@ -6,10 +6,11 @@ what broke and since which version; when the package or Python below mends it, d
 
 There is one module for each package that is mended or that broke another: `python`, `numpy`,
 `scipy`, `theano` (and `gpu`, its old backends), `lasagne`, `sklearn` (and `sklearn_modules`, what it
-removed), `nolearn`; `python2` is for ``python -m theano_today`` alone.  Mends that must be there
-before ``import theano`` are marked ``@beforehand``, those of a module of a package
-``@after_import('that.module')``; ``replace('that.module', {old: new})`` changes a line in the middle
-of a function, and ``@stand_in('that.module')`` makes a module that is gone.
+removed), `nolearn`.  `python2`, `old_names` and `hints` are for ``python -m theano_today`` alone.
+
+Mends that must be there before ``import theano`` are marked ``@beforehand``, those of a module of a
+package ``@after_import('that.module')``; ``replace('that.module', {old: new})`` changes a line in the
+middle of a function, and ``@stand_in('that.module')`` makes a module that is gone.
 """
 from . import (  # noqa: F401
     gpu, lasagne, nolearn, numpy, python, scipy, sklearn, sklearn_modules, theano)
