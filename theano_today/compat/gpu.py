@@ -52,10 +52,18 @@ def dnn_pool(img, ws, stride=None, mode='max', pad=None):
     """
     from theano.tensor.signal.pool import pool_2d, pool_3d
     mode = {'average': 'average_inc_pad', 'max_deterministic': 'max'}.get(mode, mode)
-    ws = tuple(ws)
-    return (pool_2d if len(ws) == 2 else pool_3d)(
-        img, ws, ignore_border=True, stride=tuple(stride) if stride else (1,) * len(ws),
-        pad=tuple(pad) if pad else (0,) * len(ws), mode=mode)
+    dims = img.ndim - 2
+    return (pool_2d if dims == 2 else pool_3d)(
+        img, _sizes(ws), ignore_border=True, stride=(1,) * dims if stride is None else _sizes(stride),
+        pad=(0,) * dims if pad is None else _sizes(pad), mode=mode)
+
+
+def _sizes(sizes):
+    """Make one variable of sizes that depend on the input; numbers stay numbers."""
+    import theano.tensor as T
+    if isinstance(sizes, (list, tuple)) and not any(isinstance(s, T.Variable) for s in sizes):
+        return tuple(sizes)
+    return T.as_tensor_variable(sizes)
 
 
 def dnn_batch_normalization_train(inputs, gamma, beta, mode='per-activation', epsilon=1e-4,

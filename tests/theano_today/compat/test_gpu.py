@@ -59,6 +59,10 @@ def test_pooling_of_cudnn(mode, reduce):
     assert output.shape == layer.output_shape
     close(output, pooled(x, 3, reduce, 2, 1, -np.inf if mode == 'max' else 0))
     close(single, pooled(x, 2, reduce, 1))  # a stride of 1 where none is given
+    # Sizes that depend on the input, as SpatialPyramidPoolingDNNLayer has them.
+    image = theano.shared(x)
+    size = image.shape[2] // 2, image.shape[2] // 2
+    close(run(dnn.dnn_pool(image, size, size, mode))[0], pooled(x, 3, reduce))
     if mode == 'max':
         layer = MaxPool2DDNNLayer(InputLayer(x.shape), 2)
         close(run(get_output(layer, theano.shared(x)))[0], pooled(x, 2, np.max))
