@@ -5,7 +5,9 @@ shows on it: a converter that mixes tensors of the host and of the GPU, that loo
 GPU it would wait for them, in a CUDA graph it must not), or that copies from one to the other.
 """
 import contextlib
+import weakref
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -98,14 +100,26 @@ def check(node, converter, arguments, results):
     checked += 1
 
 
+def description(value):
+    """All that a converter on the pretended GPU sees of an argument."""
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.stride(), value.dtype
+    return (value.dtype, value.shape, value.tobytes()) if isinstance(value, np.ndarray) else repr(value)
+
+
 def install():
-    """Check every node that any program runs from now on."""
+    """Check every node that any program runs from now on, once for arguments that look the same."""
     original = program.Program._run_node
+    checked_with = weakref.WeakKeyDictionary()
 
     def run_node(self, node, values, record):
         seen = [] if record is None else record
         results = original(self, node, values, seen)
-        check(node, self.converters[node], seen[-1][1], results)
+        arguments = seen[-1][1]
+        looks = tuple(map(description, arguments))
+        if looks not in checked_with.setdefault(node, set()):
+            check(node, self.converters[node], arguments, results)
+            checked_with[node].add(looks)
         return results
 
     program.Program._run_node = run_node

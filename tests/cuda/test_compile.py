@@ -1,14 +1,11 @@
 """THEANO_TODAY_CUDA=compile: lines that torch.compile has fused, the updates of which happen once."""
 import lasagne
 import numpy as np
-import pytest
 import theano
 import theano.tensor as tt
 from lasagne import layers, updates
-from theano_today.cuda import convert, graphs
 
-pytestmark = pytest.mark.skipif(graphs.mode(convert.device()) != 'compile',
-                                reason='THEANO_TODAY_CUDA=compile only')
+MODES = ['compile']
 
 
 def steps(monkeypatch, mode):

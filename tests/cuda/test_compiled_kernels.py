@@ -19,6 +19,7 @@ from theano_today.cuda.kernels import dot, mrg  # noqa: E402
 pytestmark = pytest.mark.skipif(convert.device().type != 'cpu' or run.interpreted(),
                                 reason='on a GPU they run; the interpreter compiles nothing')
 
+MODES = ['eager']
 POINTERS = {'torch.float32': '*fp32', 'torch.float64': '*fp64', 'torch.int32': '*i32',
             'torch.int64': '*i64', 'torch.bool': '*i1'}
 PRODUCTS = {'product', 'convolution', 'gradient of filters'}

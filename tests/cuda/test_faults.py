@@ -16,10 +16,10 @@ from theano_today.cuda import convert, graphs, ops_nnet, storage
 from theano_today.cuda.kernels import elemwise, run
 from theano_today.cuda.storage import DeviceStorage
 
+MODES = ['graph']
 X = np.arange(6, dtype='float32').reshape(2, 3)
 
-recorded = pytest.mark.skipif(graphs.mode(convert.device()) != 'graph',
-                              reason='THEANO_TODAY_CUDA=graph only')
+recorded = pytest.mark.usefixtures('recorded')
 stand_in = pytest.mark.skipif(convert.device().type != 'cpu', reason='replaces calls of CUDA')
 
 

@@ -8,6 +8,7 @@ from lasagne import layers
 from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
 from theano_today.nets.checkpoint import Checkpoint
 
+MODES = ['graph']
 X = np.arange(140, dtype='float32').reshape(35, 4)
 Y = X[:, :1] / 100
 

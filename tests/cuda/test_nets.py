@@ -8,6 +8,8 @@ from lasagne_layers import LAYERS
 from reference import C, PYTHON, assert_close, on_device
 from theano.sandbox.rng_mrg import MRG_RandomStreams
 
+MODES = ['graph']
+
 
 @pytest.mark.parametrize('name', LAYERS)
 def test_layer(name):

@@ -6,6 +6,9 @@ import theano.tensor as tt
 import torch
 from theano_today.cuda import convert
 
+MODES = ['eager']
+
+
 class Node:
     op = 'an Op'
 

@@ -18,6 +18,7 @@ from theano_today.cuda import convert, graphs
 from theano_today.cuda.storage import DeviceStorage
 from without_torch import CODE as WITHOUT_TORCH
 
+MODES = ['eager', 'graph']
 X = np.arange(6, dtype='float32').reshape(2, 3)
 
 
