@@ -4,7 +4,7 @@
     python tests/benchmarks/kernels.py --list           each of them
 
 The function that nolearn trains with is compiled for the device and called until it is a straight line
-of PyTorch calls (see theano_today/cuda/program.py).  That line is then run on tensors without
+of PyTorch calls (see theano_today/cuda/lines.py).  That line is then run on tensors without
 elements, which say that they are on a GPU, and each operation is counted:
 
 - a kernel for each operation that computes something, for each result of a gradient of a

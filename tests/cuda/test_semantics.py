@@ -303,7 +303,7 @@ def test_out_of_memory_names_the_shapes(monkeypatch):
     def no_memory(*args, **kwargs):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB.\nmore')
 
-    monkeypatch.setattr(type(f.fn), '_interpret', no_memory)
+    monkeypatch.setattr(type(f.fn), 'interpret', no_memory)
     with pytest.raises(MemoryError, match=r'called with x \(4, 3\).*smaller batches'):
         f(np.vstack([X, X]))
     monkeypatch.undo()

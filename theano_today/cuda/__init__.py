@@ -9,7 +9,9 @@ Nothing else changes: the same script, the same random numbers, the same pickles
 
 ==============  ==================================================================================
 linker.py       the default mode of `theano.function`, and the way back to the CPU
-program.py      what a compiled function is: shapes apart from values, straight lines
+placement.py    which variables live on the host: shapes apart from values
+program.py      what a compiled function is: nodes that are run one by one, then straight lines
+lines.py        straight lines of PyTorch calls, written down
 graphs.py       lines recorded into CUDA graphs, and what these refer to
 indices.py      indices and labels, checked before they reach the GPU
 storage.py      where the values of shared variables live

@@ -11,7 +11,7 @@ its `optdb`); graphs that are built, differentiated or cloned are the caller's. 
     makes one `Elemwise` of all elementwise Ops between two others.  Unlike Theano's fusion it computes
     what several Ops need in each of them once more, if that reads less than writing it down; and it
     puts the updates of a parameter and of its velocity into one node with two outputs, which
-    `program` lets write where the old values are.  Gradients of filters are turned while it reads.
+    `lines` lets write where the old values are.  Gradients of filters are turned while it reads.
 
 `FusePooling`
     makes one `MaxPool` or `MaxPoolGrad` of max-pooling and the elementwise Ops around it: bias, ReLU
@@ -30,7 +30,7 @@ from theano.tensor.nnet import abstract_conv
 from theano.tensor.signal import pool
 
 from .kernels.scalar import covers
-from .program import known_from_shapes
+from .placement import known_from_shapes
 
 __all__ = ['TAG', 'FuseElemwise', 'FusePooling', 'Fused', 'MaxPool', 'MaxPoolGrad', 'Turn',
            'TurnFilters', 'register']

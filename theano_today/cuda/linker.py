@@ -7,7 +7,7 @@
                                 ──► stock FunctionMaker, FAST_RUN       on the CPU
 
 Left out of the optimisations: those that lower convolutions to C Ops, C BLAS calls, work in place
-(`program` decides what may), fuse elementwise Ops into C loops (`fused` makes kernels of them), or
+(`lines` decides what may), fuse elementwise Ops into C loops (`fused` makes kernels of them), or
 put factors and sums into matrix products (which costs a pass of its own there, and none in a kernel).
 Everything else of Theano's stays: constant folding, shape inference, merging, stabilisation.
 
@@ -27,7 +27,8 @@ from ..cpu.rewrites import TAG as CPU_ENGINE
 from . import fused
 from . import ops_elemwise, ops_fused, ops_nnet, ops_random, ops_tensor  # noqa: F401, converters
 from .convert import Unsupported, device
-from .program import Program, place
+from .placement import place
+from .program import Program
 from .storage import adopt
 
 __all__ = ['DeviceMode', 'TorchLinker', 'register']

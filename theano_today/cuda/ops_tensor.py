@@ -19,7 +19,7 @@ def _ints(values):
 
 @converts(Shape, Shape_i, MakeSlice)
 def _host_only(node):
-    # These never reach the device: program.py knows the shapes of its tensors.
+    # These never reach the device: placement.py knows the shapes of its tensors.
     raise Unsupported('the Op {}'.format(node.op))
 
 

@@ -24,7 +24,7 @@ import torch
 from theano.gof import link
 from theano.tensor import TensorType
 
-__all__ = ['LOCK', 'DeviceStorage', 'adopt', 'extremes', 'from_numpy', 'pinned',
+__all__ = ['LOCK', 'DeviceStorage', 'Staging', 'adopt', 'extremes', 'from_numpy', 'pinned',
            'serve_host_programs', 'to_numpy']
 
 LOCK = threading.RLock()
@@ -54,6 +54,39 @@ def pinned(array):
         return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor).numpy()
     except (TypeError, ValueError, RuntimeError):
         return array
+
+
+class Staging:
+    """Page-locked memory for a function's inputs, from which a GPU copies while the host goes on.
+
+    Parameters
+    ----------
+    size : int
+        How many arrays are kept.
+    """
+
+    def __init__(self, size):
+        self._size, self._places = size, {}
+
+    def __call__(self, tensor, position):
+        """Return `tensor`, the input number `position`, in page-locked memory."""
+        if tensor.is_pinned():
+            return tensor
+        key = position, tensor.shape
+        if key not in self._places:
+            if len(self._places) >= self._size:
+                self._places.clear()
+            self._places[key] = (torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True),
+                                 torch.cuda.Event())
+        staging, done = self._places[key]
+        done.synchronize()  # the copy of the call before this one
+        staging.copy_(tensor)
+        return staging
+
+    def mark_copied(self):
+        """Note that all copies to the device have been asked for."""
+        for _, done in self._places.values():
+            done.record()
 
 
 def extremes(array):
