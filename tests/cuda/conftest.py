@@ -29,10 +29,11 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture(autouse=True)
-def cuda_mode(request, monkeypatch):
+def cuda_mode(request):
     """The value of THEANO_TODAY_CUDA."""
-    monkeypatch.setenv('THEANO_TODAY_CUDA', request.param)
-    return request.param
+    with pytest.MonkeyPatch.context() as patch:  # of its own: tests undo what `monkeypatch` has done
+        patch.setenv('THEANO_TODAY_CUDA', request.param)
+        yield request.param
 
 
 @pytest.fixture
