@@ -6,10 +6,14 @@
 Whatever is wrong in a file is a `FileError` that names the file, the line and the column; what is
 odd, but can be used, is printed.
 """
+import contextlib
 import csv
+import io
 import os
 import re
 import warnings
+import zipfile
+import zlib
 from datetime import datetime
 
 import numpy as np
@@ -20,15 +24,99 @@ from theano_today.nets.files import FileError, open_regular, replacing
 from .make_faces import COLUMNS, xy
 
 __all__ = ['COLUMNS', 'are_there', 'check_columns', 'check_enough', 'check_rows', 'farthest_cell',
-           'image_ids', 'look_up', 'read_faces', 'read_table', 'score', 'select',
-           'write_submission', 'xy']
+           'image_ids', 'look_up', 'open_table', 'read_faces', 'read_table', 'score', 'select',
+           'write_submission', 'xy', 'zip_of']
 
 LARGEST = 4e9   # bytes of a file; Kaggle's have 0.24e9
+ALL_IN_ONE = 'facial-keypoints-detection.zip'   # Kaggle's "Download all"
 
 
 def are_there(*fnames):
-    """Tell whether one of these files is there."""
-    return any(map(os.path.exists, fnames))
+    """Tell whether one of these files is there, or in one of Kaggle's zip files beside it."""
+    return any(os.path.exists(fname) or zip_of(fname) for fname in fnames)
+
+
+def zip_of(fname):
+    """Return the path of the zip file that has a missing `fname` in it, as Kaggle packs it, or None.
+
+    That of training.csv is training.zip or training.csv.zip, in the same folder; or the one with
+    all files of the contest, where training.csv may be packed once more.
+    """
+    folder, name = os.path.split(os.path.expanduser(fname))
+    if os.path.exists(os.path.join(folder, name)):
+        return None
+    for packed in (os.path.splitext(name)[0] + '.zip', name + '.zip', ALL_IN_ONE):
+        path = os.path.join(folder, packed)
+        if os.path.isfile(path):
+            if packed != ALL_IN_ONE:
+                return path
+            with _unzipping(path), zipfile.ZipFile(path) as archive:
+                if _member(archive, name):
+                    return path
+    return None
+
+
+def _member(archive, name):
+    """Return the entry of a zip file that is the file `name`, or its zip file, or None."""
+    for wanted in (name, os.path.splitext(name)[0] + '.zip', name + '.zip'):
+        for info in archive.infolist():
+            if info.filename.split('/')[-1] == wanted and '__MACOSX' not in info.filename:
+                return info
+    return None
+
+
+@contextlib.contextmanager
+def _unzipping(path):
+    """Tell that a zip file is to blame for an error of its kind in the block."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        # RuntimeError: it has a password
+        raise FileError(f'{path} cannot be unpacked: {str(error).rstrip(".")}. Is the download '
+                        'complete? Download it again, or unpack it yourself.') from error
+
+
+@contextlib.contextmanager
+def open_table(fname, largest=LARGEST):
+    """Open a file, or what bears its name in one of Kaggle's zip files beside it (`zip_of`).
+
+    Yields
+    ------
+    f : binary file
+        At its start; it can be read again after ``f.seek(0)``.
+    size : int
+        Bytes in it.
+
+    Raises
+    ------
+    FileNotFoundError
+    FileError
+        If it is there, but cannot be read, unpacked, or is larger than `largest`.
+    """
+    path = zip_of(fname)
+    if path is None:
+        with open_regular(fname) as f:
+            yield f, os.fstat(f.fileno()).st_size
+        return
+    name = os.path.basename(fname)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_unzipping(path))
+        archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(open_regular(path))))
+        info = _member(archive, name)
+        if info and info.filename.endswith('.zip'):  # packed once more
+            _check_size(info.file_size, f'{info.filename} in {path}', largest)
+            archive = stack.enter_context(zipfile.ZipFile(io.BytesIO(archive.read(info))))
+            info = _member(archive, name)
+        if not info or info.filename.endswith('.zip'):
+            raise FileError(f'{path} has no {name} in it.')
+        _check_size(info.file_size, f'{name} in {path}', largest)  # zipfile reads no more than it
+        yield stack.enter_context(archive.open(info)), info.file_size
+
+
+def _check_size(size, what, largest):
+    if size > largest:
+        raise FileError(f'{what} has {size / 1e9:.1f} GB; at most {largest / 1e9:.1f} are '
+                        'expected. Is it the right file? LARGEST_TABLE allows more.')
 
 
 def read_table(fname, columns, largest=LARGEST):
@@ -41,8 +129,8 @@ def read_table(fname, columns, largest=LARGEST):
     """
     fname = os.path.expanduser(fname)
     try:
-        with open_regular(fname) as f:
-            header = _check_header(f, fname, largest)
+        with open_table(fname, largest) as (f, size):
+            header = _check_header(f, fname, size, largest)
             with warnings.catch_warnings():
                 # Rows longer than the header; pandas would take their first cells for an index.
                 warnings.simplefilter('error', pd.errors.ParserWarning)
@@ -65,12 +153,9 @@ def read_table(fname, columns, largest=LARGEST):
     return table
 
 
-def _check_header(f, fname, largest):
+def _check_header(f, fname, size, largest):
     """Return the names in the header of an open CSV file; look before pandas takes gigabytes."""
-    size = os.fstat(f.fileno()).st_size
-    if size > largest:
-        raise FileError(f'{fname} has {size / 1e9:.1f} GB; at most {largest / 1e9:.1f} are '
-                        'expected. Is it the right file? LARGEST_TABLE allows more.')
+    _check_size(size, fname, largest)
     start = f.read(1 << 20)
     f.seek(0)
     if b'\0' in start:
@@ -119,7 +204,8 @@ def read_faces(fname, largest=LARGEST):
         If the file is missing or a cell cannot be used, by line and column.
     """
     fname = os.path.expanduser(fname)
-    key = os.path.exists(fname) and (os.stat(fname).st_mtime_ns, os.stat(fname).st_size)
+    path = zip_of(fname) or fname
+    key = os.path.exists(path) and (path, os.stat(path).st_mtime_ns, os.stat(path).st_size)
     if fname in _tables and _tables[fname][0] == key:
         return _tables[fname][1].copy()
 

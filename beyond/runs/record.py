@@ -25,8 +25,9 @@ from importlib import metadata
 import numpy as np
 import pandas as pd
 
+from data.tables import open_table
 from theano_today.nets.checkpoint import processor
-from theano_today.nets.files import FileError, open_regular, replacing
+from theano_today.nets.files import FileError, replacing
 
 from . import experiment
 
@@ -209,9 +210,9 @@ def keep(fname):
 
 
 def sha256(fname):
-    """SHA-256 of a file, as `sha256sum` prints it."""
+    """SHA-256 of a file, as `sha256sum` prints it; in one of Kaggle's zip files, unpacked."""
     sha = hashlib.sha256()
-    with open_regular(fname) as f:
+    with open_table(fname) as (f, _):
         for block in iter(lambda: f.read(1 << 20), b''):
             sha.update(block)
     return sha.hexdigest()

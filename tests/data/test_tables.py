@@ -1,4 +1,7 @@
 """Tables of faces by themselves; what is wrong in a file is tested through kfkd (test_bad_input.py)."""
+import io
+import zipfile
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -87,3 +90,54 @@ def test_drawn_faces_are_drawn_once(tmp_path):
     before = [open(fname).read() for fname in files]
     assert make_faces.drawn(str(tmp_path / 'faces'), 50, 50) == files
     assert [open(fname).read() for fname in files] == before
+
+
+def pack(path, **members):
+    """Write a zip file; the names of its members have _ in place of their dot."""
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace('_', '.'), content)
+
+
+@pytest.mark.parametrize('packed', ['training.zip', 'training.csv.zip', tables.ALL_IN_ONE, 'twice'])
+def test_kaggles_zip_files_are_read_as_they_are(training, tmp_path, packed):
+    expected = tables.read_faces('training.csv')
+    content = (tmp_path / 'training.csv').read_bytes()
+    (tmp_path / 'training.csv').unlink()
+    assert not tables.are_there('training.csv', 'test.csv')
+    if packed == 'twice':
+        inner = io.BytesIO()
+        pack(inner, training_csv=content)
+        pack(tables.ALL_IN_ONE, test_zip=b'', training_zip=inner.getvalue())
+    else:
+        pack(packed, training_csv=content)
+    assert tables.are_there('training.csv')
+    found = tables.read_faces(str(tmp_path / 'training.csv'))
+    pd.testing.assert_frame_equal(found, expected)
+    with tables.open_table('training.csv') as (f, size):
+        assert f.read() == content and size == len(content)
+
+
+def test_what_lies_unpacked_beside_a_zip_file_is_taken(training):
+    pack('training.zip', training_csv=b'another')
+    assert tables.zip_of('training.csv') is None and len(tables.read_faces('training.csv')) == 3
+
+
+def test_zip_files_that_cannot_be_used(training, tmp_path):
+    content = (tmp_path / 'training.csv').read_bytes()
+    (tmp_path / 'training.csv').unlink()
+    pack('training.zip', training_csv=content)
+    with pytest.raises(FileError, match='training.csv in .*training.zip has .* GB'):
+        tables.read_table('training.csv', ['Image'], largest=1000)
+    whole = (tmp_path / 'training.zip').read_bytes()
+    for broken in whole[:len(whole) // 2], whole[:300] + bytes(2000) + whole[2300:], b'', b'<html>':
+        (tmp_path / 'training.zip').write_bytes(broken)
+        with pytest.raises(FileError, match='training.zip cannot be unpacked: .*again'):
+            tables.read_table('training.csv', ['Image'])
+    pack('training.zip', readme_txt=b'')
+    with pytest.raises(FileError, match='training.zip has no training.csv in it'):
+        tables.read_table('training.csv', ['Image'])
+    pack(tables.ALL_IN_ONE, readme_txt=b'')
+    (tmp_path / 'training.zip').unlink()
+    with pytest.raises(FileError, match='training.csv is not there'):
+        tables.read_table('training.csv', ['Image'])
