@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 
+from data import tables
 from theano_today.nets.files import FileError
 
 from .record import sha256
@@ -46,7 +47,7 @@ class Faces:
                  if os.path.basename(fname) in known]
         if not tried:
             raise FileError('The record does not say which faces the nets were trained on.')
-        there = [fname for fname in tried if os.path.exists(fname)]
+        there = [fname for fname in tried if tables.are_there(fname)]
         for fname in there:
             if sha256(fname) == known[os.path.basename(fname)]:
                 return fname
