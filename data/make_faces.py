@@ -31,7 +31,6 @@ on the seed and its number, never on how many others are drawn.
 """
 import argparse
 import os
-import sys
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +38,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter, uniform_filter
+from tqdm import tqdm
 
 SIZE = 96               # pixels
 BLOCK = 8               # faces drawn together: enough to amortise NumPy's calls, few for the cache
@@ -95,12 +95,11 @@ def draw_faces(n, seed=0, part=0):
         x and y in pixels of the 15 `KEYPOINTS`, in the order of `COLUMNS`.
     """
     images, labels = np.empty((n, SIZE, SIZE), np.uint8), np.empty((n, len(COLUMNS)), np.float32)
-    for start in range(0, n, BLOCK):
+    for start in tqdm(range(0, n, BLOCK), 'drawing', unit=' faces', unit_scale=BLOCK, delay=1,
+                      leave=False, disable=None):  # nothing but on a terminal
         block = _draw_block(seed, part, start // BLOCK)       # whole, even if the last is cut below
         some = slice(start, min(start + BLOCK, n))
         images[some], labels[some] = (values[:some.stop - start] for values in block)
-        if sys.stderr.isatty() and (start // BLOCK % 16 == 0 or some.stop == n):
-            print(f'\r{some.stop} of {n} faces', end='\n' if some.stop == n else '', file=sys.stderr)
     return images, labels
 
 
