@@ -27,7 +27,6 @@ import theano_today  # noqa: F401, first of all: it prepares Python for the pack
 
 import lasagne
 import numpy as np
-import pandas as pd
 import theano
 from lasagne import layers
 from lasagne.layers import Conv2DLayer, MaxPool2DLayer
@@ -37,10 +36,10 @@ from sklearn.base import clone
 from sklearn.utils import shuffle
 
 from beyond import figures, monitors
-from beyond.augmentation import FaceBatchIterator, augmented, predict_mirrored
+from beyond.augmentation import FaceBatchIterator, augmented
 from beyond.runs import command, compare, experiment, net_files, record
-from beyond.runs.training import Training, check_jobs, count
-from data import make_faces, tables
+from beyond.runs.training import Training, check_jobs, count, remove_checkpoints
+from data import make_faces, photos, tables
 from data.tables import COLUMNS, xy
 from theano_today.nets import files
 from theano_today.nets.files import FileError as DataError  # noqa: F401, what programs catch
@@ -76,6 +75,7 @@ JOBS = 1                        # specialists trained at a time, by Dask; -1: as
 FNET, FSPECIALISTS, FSUBMISSION = 'net.pickle', 'net-specialists.pickle', 'submission-{time}.csv'
 FFACES, FCURVES = 'training-faces.png', 'learning-curves.png'
 FPREDICTIONS, FCOMPARE, FREPORT = 'test-predictions.png', 'compare.png', 'report-{name}.html'
+FMARKED, FPOINTS = '{name}-marked.png', 'points.csv'    # of photographs
 FCHECKPOINT = 'checkpoint-{name}.npz'   # while there is a training to go on with
 RUNS = 'runs'                   # a run that trains leaves a record in this folder; None: no record
 TENSORBOARD = None              # folder for TensorBoard's event files; None: none
@@ -317,14 +317,8 @@ def fit(keep_checkpoint=False):
     net_files.save(net, FNET)
     training.raise_if_stopped()  # now that the best weights so far are saved
     if not keep_checkpoint:
-        remove_checkpoints('fit')
+        remove_checkpoints(FCHECKPOINT, 'fit')
     return net
-
-
-def remove_checkpoints(step=None):
-    """Remove the checkpoints of a step, or of all."""
-    names = {'fit': ['net'], 'fit_specialists': ['specialist-*']}.get(step, ['net', 'specialist-*'])
-    files.remove_unlocked(*(FCHECKPOINT.format(name=name) for name in names))
 
 
 def load_nets(fname):
@@ -397,7 +391,7 @@ def fit_specialists(fname_pretrain=None, keep_checkpoint=False):
 
     net_files.save(specialists, FSPECIALISTS)
     if not keep_checkpoint:
-        remove_checkpoints('fit_specialists')
+        remove_checkpoints(FCHECKPOINT, 'fit_specialists')
     return specialists
 
 
@@ -410,24 +404,31 @@ def predict(fname_specialists='net-specialists.pickle'):
     specialists = net_files.by_columns(load_nets(fname_specialists), fname_specialists)
 
     X = load2d(test=True)[0]
-    y_pred = np.empty((X.shape[0], 0))
-    columns = ()
-    for cols, model in specialists.items():
-        with net_files.usable(fname_specialists):
-            y_pred1 = predict_mirrored(model, X) if c.MIRROR else model.predict(X)
-            net_files.check_answers(y_pred1, X, cols)
-        y_pred = np.hstack([y_pred, y_pred1])
-        columns += tuple(cols)
-
-    y_pred2 = (y_pred * 48 + 48).clip(0, 96)
-    df = pd.DataFrame(y_pred2, columns=columns, index=tables.image_ids(c.FTEST))
-    figures.write_page(X, y_pred, plot_sample, FPREDICTIONS,
+    y_pred = net_files.predict(specialists, X, fname_specialists, c.MIRROR)  # of each, side by side
+    df = (y_pred * 48 + 48).clip(0, 96).set_axis(tables.image_ids(c.FTEST))
+    figures.write_page(X, y_pred.values, plot_sample, FPREDICTIONS,
                        '16 test faces and the points found in them')
     if c.FTESTLABELS:
         record.note_result(**tables.score(df, c.FTESTLABELS, c.FTEST, c.FTRAIN))
     submission = tables.look_up(df, c.FLOOKUP, c.FTEST)
     record.keep(tables.write_submission(submission, FSUBMISSION))
     return submission
+
+
+# ---------------------------------------------------------------------- slide "Tutorial", the goal
+# A photograph is turned and scaled until its faces lie as those do that the net has learned.
+
+def mark(image, smallest=photos.SMALLEST):
+    """Mark the faces in an image, an array of grey, RGB or RGBA, with FSPECIALISTS or else FNET.
+
+    Returns an object with `points`, shape (n, 15, 2), and `boxes`, shape (n, 4), in pixels of the
+    image: see `data.photos.Faces`.  Faces narrower than `smallest` times the image are not found.
+    """
+    nets, fname = net_files.kept(load_nets, FSPECIALISTS, FNET)
+
+    def predict_pixels(X, columns):
+        return net_files.predict(nets, X, fname, MIRROR, columns).values * 48 + 48
+    return photos.mark(image, predict_pixels, smallest)
 
 
 # ------------------------------------------------------------------------ slide "Learning Curves"
@@ -456,15 +457,9 @@ def plot_learning_curves(fname_specialists='net-specialists.pickle'):
     mean_valid_loss = (np.vstack(valid_losses) * weights.reshape(-1, 1)).sum(axis=0)
     if len(models) > 1:
         ax.plot(share, mean_valid_loss, color=figures.RED, label='mean', linewidth=4, alpha=0.8)
-    ax.plot([], [], color='gray', linewidth=3, label='solid: validation')
-    ax.plot([], [], color='gray', linewidth=3, linestyle='--', alpha=0.6, label='dashed: training')
-    fig.legend(loc='outside lower center', ncols=3)
-    lowest = ax.dataLim.ymin
-    ax.set_ylim((lowest * 0.95 if lowest < 1 else 1.0, 4.0))
-    ax.grid()
     ax.set_ylabel("RMSE (pixels)")
     ax.set_xlabel("share of the training done (%)")
-    figures.write_figure(fig, FCURVES)
+    figures.write_curves(fig, ax, FCURVES, lowest=1.0, highest=4.0)
 
 
 # ------------------------------------------------------------------------ slide "Part 1 Summary"
@@ -474,7 +469,7 @@ def run():
     fit_specialists(FNET, keep_checkpoint=True)  # train specialists, initialize weights from it
     plot_learning_curves(FSPECIALISTS)
     predict(FSPECIALISTS)  # make predictions to submit to Kaggle
-    remove_checkpoints()  # what is done is done: they stay until the last step has succeeded
+    remove_checkpoints(FCHECKPOINT)  # not before the last step has succeeded
 
 
 def main(argv=None):
@@ -484,6 +479,8 @@ def main(argv=None):
         'fit_specialists': (fit_specialists, 'NET', FNET, 'fine-tune six specialists from it'),
         'plot_learning_curves': (plot_learning_curves, 'NETS', FSPECIALISTS, 'draw RMSE and epoch'),
         'predict': (predict, 'NETS', FSPECIALISTS, 'mark the test faces, write a submission'),
+        'mark': (lambda *fnames: command.mark(fnames, mark, FMARKED, FPOINTS), 'PHOTO...', None,
+                 'mark the faces in photographs'),
         'compare': (lambda *runs: compare.compare(runs, FCOMPARE, 48, 'pixels'), 'RUN...', None,
                     'tell runs apart by their records'),
         'report': (lambda run: command.report(run, load_nets, load2d, constants(False)),
@@ -494,7 +491,7 @@ def main(argv=None):
         files.remove_leftovers(*command.patterns(globals()))
         globals().update(experiment.constants(args.config, globals()))
         if args.fresh:
-            remove_checkpoints(args.step)
+            remove_checkpoints(FCHECKPOINT, args.step)
         with record.Record(RUNS, args.step or 'all', constants, __file__, argv):
             args.function(*args.arguments)
     return status()

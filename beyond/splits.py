@@ -11,6 +11,8 @@ from scipy.cluster.hierarchy import average, fcluster
 from scipy.spatial.distance import squareform
 from sklearn.model_selection import GroupKFold
 
+from data.photos import similarity
+
 from .augmentation import _opencv
 
 __all__ = ['LookalikeSplit', 'descriptors', 'lookalikes']
@@ -89,7 +91,7 @@ def descriptors(X, y, size=32, blur=16):
     mean = np.nanmean(points, axis=0)
     found = np.empty((len(images), size, size), np.float32)
     for number, (image, own) in enumerate(zip(images, points)):
-        image = cv2.warpAffine(image, _similarity(own, mean), (width, height),
+        image = cv2.warpAffine(image, similarity(own, mean), (width, height),
                                flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         image = image - cv2.GaussianBlur(image, (0, 0), blur)
         around = cv2.GaussianBlur(image * image, (0, 0), blur)
@@ -98,20 +100,3 @@ def descriptors(X, y, size=32, blur=16):
     found = found.reshape(len(found), -1)
     found -= found.mean(axis=1, keepdims=True)
     return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6)
-
-
-def _similarity(points, onto):
-    """The turn, scale and shift (2, 3) that bring points nearest onto others; NaN do not count.
-
-    Where there are fewer than two points, a shift, or nothing.
-    """
-    known = ~np.isnan(points + onto).any(axis=1)
-    factor, middle, target = 1, np.zeros(2), np.zeros(2)
-    if known.any():
-        middle, target = points[known].mean(axis=0), onto[known].mean(axis=0)
-        # Points of the plane as complex numbers: least squares with a single factor.
-        a, b = (points[known] - middle) @ [1, 1j], (onto[known] - target) @ [1, 1j]
-        if np.abs(a).max() > 1e-6 and np.abs(b).max() > 1e-6:
-            factor = np.vdot(a, b) / np.vdot(a, a)
-    turn = np.array([[np.real(factor), -np.imag(factor)], [np.imag(factor), np.real(factor)]])
-    return np.column_stack([turn, target - turn @ middle])

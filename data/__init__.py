@@ -1,1 +1,1 @@
-"""Everything about faces as files: reading and checking tables, drawing faces."""
+"""Everything about faces as files: reading and checking tables, drawing faces, photographs."""

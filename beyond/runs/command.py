@@ -2,17 +2,20 @@
 import argparse
 import contextlib
 import io
+import itertools
 import os
 import signal
 import sys
 
 from matplotlib import pyplot
 
-from data import tables
+from data import photos, tables
 from theano_today.nets.checkpoint import stopping_on_signals
-from theano_today.nets.files import FileError
+from theano_today.nets.files import FileError, check_writable
 
+from .. import figures
 from . import report as pages
+from . import record
 from .compare import read
 from .experiment import described
 from .net_files import by_columns
@@ -80,12 +83,7 @@ def exit_status(program):
         with stopping_on_signals():
             yield lambda: status
     except (FileError, MemoryError, OSError) as error:
-        message = ' '.join(str(error).split()) or 'there is not enough memory'
-        if len(message) > 1000:
-            message = message[:500] + ' ... ' + message[-500:]
-        # Names in files may hold anything, such as codes that redraw the terminal.
-        message = ''.join(c if c.isprintable() else '?' for c in message)
-        print(f'{program}: {message}', file=sys.stderr)
+        print(f'{program}: {one_line(error)}', file=sys.stderr)
         status = 1
     except KeyboardInterrupt as error:
         print(f'{program}: interrupted', file=sys.stderr)
@@ -93,6 +91,80 @@ def exit_status(program):
     else:
         if pyplot.get_fignums():  # windows are open: keep them until they are closed
             pyplot.show()
+
+
+def one_line(text):
+    """Return a message as one line of what can be printed, 1000 characters at most."""
+    message = ' '.join(str(text).split()) or 'there is not enough memory'
+    if len(message) > 1000:
+        message = message[:500] + ' ... ' + message[-500:]
+    # Names in files may hold anything, such as codes that redraw the terminal.
+    return ''.join(c if c.isprintable() else '?' for c in message)
+
+
+def mark(fnames, mark_image, fmarked, fpoints):
+    """Mark the faces in photographs: a picture for each that has some, and a table of all points.
+
+    A photograph that cannot be read does not keep the others from being marked.
+
+    Parameters
+    ----------
+    fnames : sequence of str
+        The photographs.
+    mark_image : callable
+        Returns the `photos.Faces` in an image.
+    fmarked : str
+        Names of the pictures; {name} stands for that of the photograph.
+    fpoints : str
+        The table.
+
+    Raises
+    ------
+    FileError
+        When all else is done, if some photographs could not be read.
+    """
+    fnames = list(dict.fromkeys(fnames))
+    check_writable(fpoints)
+    found, without, bad = {}, [], 0
+    for fname, marked in zip(fnames, _marked_names(fnames, fmarked)):
+        try:
+            image = photos.read(fname)
+        except FileError as error:
+            bad += 1
+            print(one_line(error), file=sys.stderr)
+            continue
+        found[fname] = faces = mark_image(image)
+        if faces:
+            print(one_line(f'{fname}: {_number(len(faces), "face")} found.'))
+            figures.write_marked(image, faces, marked)
+        else:
+            without.append(fname)
+            print(one_line(f'{fname}: no face found.'))
+    photos.write_points(found, fpoints)
+    record.keep(fpoints)
+    print(one_line('Wrote {}: {} in {}{}.'.format(
+        fpoints, _number(sum(map(len, found.values())), 'face'),
+        _number(len(found) - len(without), 'photograph'),
+        ', none in ' + ', '.join(without) if without else '')))
+    if bad:
+        raise FileError(f'{bad} of {_number(len(fnames), "photograph")} could not be read.')
+
+
+def _number(n, what):
+    return f'{n} {what}' + 's' * (n != 1)
+
+
+def _marked_names(fnames, fmarked):
+    """Names for the pictures of photographs: none is given twice, or is a photograph's own."""
+    taken = {os.path.realpath(fname) for fname in fnames}
+    for fname in fnames:
+        stem = os.path.splitext(os.path.basename(fname))[0]
+        stem = ''.join(c if c.isprintable() else '_' for c in stem)[:100]
+        names = (fmarked.format(name=stem + number) for number in itertools.chain(
+            [''], map('-{}'.format, itertools.count(2))))
+        name = next(name for name in names if os.path.realpath(name) not in taken)
+        taken.add(os.path.realpath(name))
+        yield name
 
 
 def report(run, load_nets, load2d, constants):

@@ -489,7 +489,8 @@ def write_program(fname, constants, net):
     # What constants do not decide, for once: it stands in the file that they are from.
     own = {name: part for name, part in (values.get('NET') or {}).items()
            if name in ('train_split', 'handlers')}
-    content = text(describe_constants(values, paths_in(constants.DATA, values)),
+    content = text(describe_constants({name: value for name, value in values.items() if name != 'NET'},
+                                      paths_in(constants.DATA, values)),
                    dict(describe_net(net, DECIDED_BY_CONSTANTS), **own))
     with replacing(fname) as f:
         f.write(content.encode())

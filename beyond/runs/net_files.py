@@ -1,6 +1,7 @@
 """Files of trained nets: written whole, read without running what a stranger may have put there."""
 import contextlib
 import inspect
+import os
 import pickle
 from collections import OrderedDict
 
@@ -13,7 +14,7 @@ from theano_today.nets.files import FileError, open_regular, replacing
 from theano_today.nets.progress import TimeLeft
 
 from ..augmentation import (
-    AffineFaceBatchIterator, FaceBatchIterator, mean_squared_error_of_known,
+    AffineFaceBatchIterator, FaceBatchIterator, mean_squared_error_of_known, predict_mirrored,
     squared_error_of_known)
 from ..handlers import AverageWeights, CosineAnnealing
 from ..layers import BatchNormLayer, ExpectedPositionLayer
@@ -68,6 +69,76 @@ def load(fname, trusted=()):
     except pickle.UnpicklingError as error:
         raise FileError(f'{fname} is not a file of nets that this program has written: {error}. '
                         'Classes of your own belong in TRUSTED.') from error
+
+
+_kept = {}  # the nets of one file: they may take 0.4 GB
+
+
+def kept(load, *fnames):
+    """Load the nets of the first of some files that is there, once as long as it does not change.
+
+    Parameters
+    ----------
+    load : callable
+        As `load`, of one argument.
+    fnames : str
+
+    Returns
+    -------
+    nets : dict
+        By their columns.
+    fname : str
+        The file they are from.
+
+    Raises
+    ------
+    FileError
+        If none is there, or it is not a file of nets.
+    """
+    fname = next(filter(os.path.exists, fnames), None)
+    if fname is None:
+        raise FileError('there are no nets yet ({}): train some first, with python kfkd.py, which '
+                        'takes minutes without Kaggle\'s files, or one with python kfkd.py fit.'
+                        .format(' or '.join(fnames)))
+    state = os.stat(fname)
+    key = os.path.abspath(fname), state.st_ino, state.st_mtime_ns, state.st_size
+    if key not in _kept:
+        nets = by_columns(load(fname), fname)
+        _kept.clear()
+        _kept[key] = nets
+    return _kept[key], fname
+
+
+def predict(nets, X, fname, mirror=False, wanted=None):
+    """Ask nets where the points of faces lie.
+
+    Parameters
+    ----------
+    nets : dict of tuple of str to NeuralNet
+        By their columns.
+    X : ndarray, shape (n, 1, 96, 96)
+    fname : str
+        The file the nets are from, for messages.
+    mirror : bool
+        Take the mean with what they find in the mirror images (`predict_mirrored`).
+    wanted : sequence of str, optional
+        Columns; only the nets that know some of them are asked.
+
+    Returns
+    -------
+    DataFrame, n rows
+        Positions in [-1, 1].  The columns are those of the nets in turn, or `wanted`, with NaN in
+        those that no net knows.
+    """
+    found = {}
+    for cols, model in nets.items():
+        if wanted is not None and not set(wanted) & set(cols):
+            continue
+        with usable(fname):
+            answers = predict_mirrored(model, X) if mirror else model.predict(X)
+            check_answers(answers, X, cols)
+        found.update(zip(cols, answers.T))
+    return pd.DataFrame(found, index=range(len(X)), columns=wanted, dtype=float)
 
 
 def parts_of(net):

@@ -16,7 +16,7 @@ from lasagne import objectives
 from data import tables
 from theano_today.nets import parallel
 from theano_today.nets.checkpoint import Checkpoint, Diverged, Stopped, digest
-from theano_today.nets.files import FileError
+from theano_today.nets.files import FileError, remove_unlocked
 from theano_today.nets.progress import TimeLeft
 
 from ..augmentation import predict_mirrored
@@ -183,3 +183,16 @@ def _tensorboard(folder, name):
         return TensorBoard(folder and os.path.join(folder, name), SCALE)
     except ImportError as error:
         raise FileError(f'TENSORBOARD = {folder!r}: {error}.') from error
+
+
+def remove_checkpoints(fcheckpoint, step=None):
+    """Remove the checkpoints of a step, 'fit' or 'fit_specialists', or of both.
+
+    Parameters
+    ----------
+    fcheckpoint : str
+        Their name; {name} stands for that of the training.
+    step : str, optional
+    """
+    names = {'fit': ['net'], 'fit_specialists': ['specialist-*']}.get(step, ['net', 'specialist-*'])
+    remove_unlocked(*(fcheckpoint.format(name=name) for name in names))

@@ -4,7 +4,7 @@ import theano_today  # noqa: F401  (before theano)
 import numpy as np
 import pytest
 from beyond.augmentation import AffineBatchIterator, PRESETS
-from beyond.splits import LookalikeSplit, _similarity, descriptors, lookalikes
+from beyond.splits import LookalikeSplit, descriptors, lookalikes
 from scipy import ndimage
 
 PEOPLE, FRAMES = 12, 5
@@ -53,23 +53,6 @@ def test_what_cannot_be_split(album):
         LookalikeSplit(.5, distance=2)(X, y, None)
     with pytest.raises(ValueError, match='0 to 0.5'):
         LookalikeSplit(.7)
-
-
-def test_similarity_is_the_least_squares_one():
-    random = np.random.RandomState(1)
-    for _ in range(20):
-        points, onto = random.uniform(0, 96, (2, 6, 2))
-        points[0], onto[1, 0] = np.nan, np.nan
-        ours = _similarity(points, onto)
-        x, y = points[2:].T
-        one, zero = np.ones(4), np.zeros(4)
-        # x' = a x - b y + c, y' = b x + a y + d
-        system = np.vstack([np.column_stack([x, -y, one, zero]), np.column_stack([y, x, zero, one])])
-        a, b, c, d = np.linalg.lstsq(system, onto[2:].T.ravel(), rcond=None)[0]
-        np.testing.assert_allclose(ours, [[a, -b, c], [b, a, d]], rtol=1e-6, atol=1e-6)
-    one = np.array([[10., 20.], [np.nan, np.nan]])
-    np.testing.assert_allclose(_similarity(one, one + 3), [[1, 0, 3], [0, 1, 3]])
-    np.testing.assert_allclose(_similarity(one * np.nan, one), [[1, 0, 0], [0, 1, 0]])
 
 
 def test_light_does_not_matter(album):
