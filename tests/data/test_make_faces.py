@@ -37,6 +37,12 @@ def test_a_face_depends_on_seed_and_number_only(faces):
         assert np.array_equal(images, faces[0][:n]) and np.array_equal(labels, faces[1][:n])
 
 
+def test_many_faces_are_drawn_on_all_cores(faces, monkeypatch):
+    monkeypatch.setattr(make_faces, 'MANY', 20)
+    images, labels = make_faces.draw_faces(21, seed=3)
+    assert np.array_equal(images, faces[0][:21]) and np.array_equal(labels, faces[1][:21])
+
+
 def test_seeds_and_parts_are_independent(faces):
     for seed, part in ((4, 0), (3, 1)):
         _, labels = make_faces.draw_faces(8, seed, part)

@@ -362,7 +362,8 @@ def test_methods_may_be_handlers_by_nolearns_names():
         safe_pickle.loads(dumps(net), [Recorder])
 
 
-def test_settings_that_claim_more_than_the_weights_there_are(here, capsys):
+def test_settings_that_claim_more_than_the_weights_there_are(here, capsys, monkeypatch):
+    monkeypatch.setattr(kfkd, 'FTRAIN', 'faces.csv')    # or it would draw thousands
     net = kfkd.build_net().set_params(conv1_num_filters=2, conv2_num_filters=2, conv3_num_filters=2,
                                       hidden4_num_units=5, hidden5_num_units=5)
     net.columns_ = kfkd.COLUMNS
