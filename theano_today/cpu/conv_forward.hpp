@@ -19,8 +19,7 @@ struct FilterPart {
 //     pixel 1  x  [   acc    ]            MR * NR accumulators + NR for w + 1 for x
 //       ...    x  [    ][    ]            fill the machine's registers
 //
-// k runs over the part's rows of the window and the floats in each. The sums of the first part start from the bias
-// (not NULL), those of the others are added to `out`.
+// k runs over the part's rows of the window and the floats in each.
 template <int MR, int NR>
 static void conv_tile(const Layer& l, const FilterPart& part, const float* x, const float* w, const float* bias,
                       float* out, long out_pixel) {
@@ -28,7 +27,7 @@ static void conv_tile(const Layer& l, const FilterPart& part, const float* x, co
     const long skip = (l.segment - floats) * NR * LANES;
     vec acc[MR][NR];
     for (int r = 0; r < NR; r++) {
-        const vec b = bias ? load(bias + r * LANES) : zero();
+        const vec b = load(bias + r * LANES);
         for (int p = 0; p < MR; p++) acc[p][r] = b;
     }
     for (long i = 0; i < part.rows; i++, x += row, w += skip)
@@ -44,10 +43,7 @@ static void conv_tile(const Layer& l, const FilterPart& part, const float* x, co
             }
         }
     for (int p = 0; p < MR; p++)
-        for (int r = 0; r < NR; r++) {
-            float* o = out + p * out_pixel + r * LANES;
-            store(o, bias ? acc[p][r] : load(o) + acc[p][r]);
-        }
+        for (int r = 0; r < NR; r++) store(out + p * out_pixel + r * LANES, acc[p][r]);
 }
 
 // The most pixels whose accumulators fit.
@@ -67,7 +63,8 @@ struct ConvTiles<0, NR> {
     static ConvTile find(int) { return NULL; }
 };
 
-// One part of a block of filters (see conv_rows). The columns are split evenly, since tiles of 6 + 4 pixels run as fast
+// One part of a block of filters (see conv_rows): the sums of the first part start from the bias, those of the others,
+// for which `bias` is NULL, are added to `out`. The columns are split evenly, since tiles of 6 + 4 pixels run as fast
 // as two of 5, and 6 + 1 do not.
 template <int NR>
 static void conv_rows_part(const Layer& l, const FilterPart& part, const float* x, long begin, long end, long columns,
@@ -75,13 +72,17 @@ static void conv_rows_part(const Layer& l, const FilterPart& part, const float* 
     constexpr int MR = most_pixels(NR);
     long tiles = (columns + MR - 1) / MR, small = tiles ? columns / tiles : 0, larger = tiles ? columns % tiles : 0;
     ConvTile kernel = ConvTiles<MR, NR>::find((int)small), kernel_larger = ConvTiles<MR, NR>::find((int)small + 1);
+    alignas(64) static const float none[NR * LANES] = {};
+    alignas(64) float sums[MR * NR * LANES];
     x += part.row * l.padded_w * l.C + part.begin;
     w += (part.row * l.segment + part.begin) * NR * LANES;
     for (long y = begin; y < end; y++) {
         const float* p = x + y * l.stride_h * l.padded_w * l.C;
         for (long t = 0; t < tiles; t++) {
             long n = small + (t < larger);
-            (t < larger ? kernel_larger : kernel)(l, part, p, w, bias, out, NR * LANES);
+            (t < larger ? kernel_larger : kernel)(l, part, p, w, bias ? bias : none, bias ? out : sums, NR * LANES);
+            if (!bias)
+                for (long i = 0; i < n * NR * LANES; i += LANES) store(out + i, load(out + i) + load(sums + i));
             p += n * l.stride_w * l.C;
             out += n * NR * LANES;
         }
