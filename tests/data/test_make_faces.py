@@ -1,4 +1,6 @@
 """The embedded data set: reproducible, in Kaggle's format, with Kaggle's statistics, labels exact."""
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -41,6 +43,16 @@ def test_many_faces_are_drawn_on_all_cores(faces, monkeypatch):
     monkeypatch.setattr(make_faces, 'MANY', 20)
     images, labels = make_faces.draw_faces(21, seed=3)
     assert np.array_equal(images, faces[0][:21]) and np.array_equal(labels, faces[1][:21])
+
+
+def test_as_a_program_it_draws_on_all_cores_too(tmp_path):
+    many = str(make_faces.MANY)
+    subprocess.run([sys.executable, make_faces.__file__, 'faces', '--train', many, '--test', '1'],
+                   cwd=tmp_path, check=True)
+    labels = pd.read_csv(tmp_path / 'faces' / 'training.csv', usecols=make_faces.ALWAYS)
+    expected = make_faces.draw_faces(3)[1][:, :2]
+    assert len(labels) == make_faces.MANY
+    assert np.allclose(labels[['left_eye_center_x', 'left_eye_center_y']][:3], expected, atol=1e-4)
 
 
 def test_seeds_and_parts_are_independent(faces):
