@@ -61,6 +61,8 @@ GAPS = False                    # learn from faces that lack points, too; the lo
 LEARNING_RATE = 0.03, 0.0001    # at the first and at the last epoch (.03, .0001)
 MOMENTUM = 0.9, 0.999           # at the first and at the last epoch (.9, .999)
 SPECIALIST_SAMPLES = 4e6        # faces a specialist sees in its training (4e6)
+SPECIALIST_RATE = 1             # share of LEARNING_RATE with which specialists are fine-tuned (1)
+DROPOUT = 0.1, 0.2, 0.3, 0.5    # share of units left out in training, behind layers 1 to 4 (same)
 AUGMENT = None                  # None: flips only. 'faces', 'deck': beyond.augmentation's PRESETS
 MIRROR = False                  # predict the mean of a face's points and its mirror image's (False)
 MONITOR = False                 # record activations, gradients and updates (beyond.monitors)
@@ -84,14 +86,14 @@ TRUSTED = ()                    # classes and functions of your own that pickled
 
 DECK = dict(                    # the deck's constants, whatever you have set above
     MAX_EPOCHS=3000, PATIENCE=200, BATCH_SIZE=128, EVAL_SIZE=0.2, LEARNING_RATE=(0.03, 0.0001),
-    MOMENTUM=(0.9, 0.999), SPECIALIST_SAMPLES=4e6, AUGMENT=None, MONITOR=False, NET=None,
-    STANDARDIZE=False, SEED=42, GAPS=False, MIRROR=False)
+    MOMENTUM=(0.9, 0.999), SPECIALIST_SAMPLES=4e6, SPECIALIST_RATE=1, AUGMENT=None, MONITOR=False,
+    DROPOUT=(0.1, 0.2, 0.3, 0.5), NET=None, STANDARDIZE=False, SEED=42, GAPS=False, MIRROR=False)
 DRAWN = os.path.join(DATA, 'faces')
 DRAWN_ROWS = 6000, 500          # drawn faces for training (some 30 % with all points), for testing
 DRAWN_CONSTANTS = dict(         # what a run of minutes on them has where you have left the deck's
-    MAX_EPOCHS=40, SPECIALIST_SAMPLES=20000,
-    STANDARDIZE=True,           # or it would end before the net leaves the mean face; for the same,
-    BATCH_SIZE=32, LEARNING_RATE=(0.2, 0.005), MOMENTUM=(0.9, 0.98))  # more and larger steps
+    MAX_EPOCHS=33, BATCH_SIZE=16, LEARNING_RATE=(0.15, 0.001), MOMENTUM=(0.9, 0.98),  # large steps,
+    STANDARDIZE=True, DROPOUT=(0, 0, 0, 0), AUGMENT='faces',  # no plateau, little learned by heart
+    SPECIALIST_SAMPLES=18000, SPECIALIST_RATE=0.5, MIRROR=True)
 
 
 def constants(for_the_data=True):
@@ -248,6 +250,7 @@ class EarlyStopping:
 def build_net(c=None):
     """Return the deck's net, 16,561,502 parameters, with the constants as they are now or `c`."""
     c = c or constants(for_the_data=False)
+    p1, p2, p3, p4 = c.DROPOUT
     model = NeuralNet(
         layers=[
             ('input', layers.InputLayer),
@@ -259,15 +262,14 @@ def build_net(c=None):
             ('output', layers.DenseLayer),
         ],
         input_shape=(None, 1, 96, 96),
-        conv1_num_filters=32, conv1_filter_size=(3, 3), pool1_pool_size=(2, 2), dropout1_p=0.1,
-        conv2_num_filters=64, conv2_filter_size=(2, 2), pool2_pool_size=(2, 2), dropout2_p=0.2,
-        conv3_num_filters=128, conv3_filter_size=(2, 2), pool3_pool_size=(2, 2), dropout3_p=0.3,
-        hidden4_num_units=1000, dropout4_p=0.5, hidden5_num_units=1000,
+        conv1_num_filters=32, conv1_filter_size=(3, 3), pool1_pool_size=(2, 2), dropout1_p=p1,
+        conv2_num_filters=64, conv2_filter_size=(2, 2), pool2_pool_size=(2, 2), dropout2_p=p2,
+        conv3_num_filters=128, conv3_filter_size=(2, 2), pool3_pool_size=(2, 2), dropout3_p=p3,
+        hidden4_num_units=1000, dropout4_p=p4, hidden5_num_units=1000,
         output_num_units=30, output_nonlinearity=None,
 
         update_learning_rate=theano.shared(np.float32(c.LEARNING_RATE[0])),
         update_momentum=theano.shared(np.float32(c.MOMENTUM[0])),
-
         regression=True,
         batch_iterator_train=(FlipBatchIterator if c.AUGMENT is None else augmented(c.AUGMENT))(
             batch_size=c.BATCH_SIZE, seed=c.SEED),
@@ -353,6 +355,7 @@ def fit_specialists(fname_pretrain=None, keep_checkpoint=False):
     output layer.  They are trained one by one, or JOBS at a time, which leads to the same bits.
     """
     c = constants()
+    c.LEARNING_RATE = tuple(c.SPECIALIST_RATE * rate for rate in c.LEARNING_RATE)
     files.check_writable(FSPECIALISTS)
     check_jobs(c.JOBS)
     net_pretrain = net_files.single(load_nets, fname_pretrain)  # None: random weights

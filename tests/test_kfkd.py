@@ -664,6 +664,8 @@ def test_without_kaggles_files_faces_are_drawn(tmp_path, monkeypatch, capsys):
     assert len(kfkd.load2d(test=True)[0]) == 10
     constants = kfkd.constants()
     assert constants.MAX_EPOCHS == 5 and constants.STANDARDIZE is True
+    assert [kfkd.build_net(constants).get_params()[f'dropout{number}_p'] for number in (1, 2, 3, 4)] \
+        == list(constants.DROPOUT) == [0, 0, 0, 0]
     assert os.path.dirname(constants.FTESTLABELS) == kfkd.DRAWN
     assert kfkd.FTESTLABELS is None and kfkd.STANDARDIZE is False, 'nobody changes the constants'
     printed = capsys.readouterr().out
