@@ -89,7 +89,7 @@ DECK = dict(                    # the deck's constants, whatever you have set ab
     MOMENTUM=(0.9, 0.999), SPECIALIST_SAMPLES=4e6, SPECIALIST_RATE=1, AUGMENT=None, MONITOR=False,
     DROPOUT=(0.1, 0.2, 0.3, 0.5), NET=None, STANDARDIZE=False, SEED=42, GAPS=False, MIRROR=False)
 DRAWN = os.path.join(DATA, 'faces')
-DRAWN_ROWS = 6000, 500          # drawn faces for training (some 30 % with all points), for testing
+DRAWN_ROWS = 6000, 500, 0.3     # faces to train, to test; share of the former with all points
 DRAWN_CONSTANTS = dict(         # what a run of minutes on them has where you have left the deck's
     MAX_EPOCHS=33, BATCH_SIZE=16, LEARNING_RATE=(0.15, 0.001), MOMENTUM=(0.9, 0.98),  # large steps,
     STANDARDIZE=True, DROPOUT=(0, 0, 0, 0), AUGMENT='faces',  # no plateau, little learned by heart
@@ -422,15 +422,15 @@ def predict(fname_specialists='net-specialists.pickle'):
 # A photograph is turned and scaled until its faces lie as those do that the net has learned.
 
 def mark(image, smallest=photos.SMALLEST):
-    """Mark the faces in an image, an array of grey, RGB or RGBA, with FSPECIALISTS or else FNET.
+    """Mark the faces in an image, an array of grey, RGB or RGBA, with FSPECIALISTS, FNET or our own.
 
-    Returns an object with `points`, shape (n, 15, 2), and `boxes`, shape (n, 4), in pixels of the
-    image: see `data.photos.Faces`.  Faces narrower than `smallest` times the image are not found.
+    Returns `data.photos.Faces`.  Those narrower than `smallest` times the image are not found.
     """
-    nets, fname = net_files.kept(load_nets, FSPECIALISTS, FNET)
+    nets, fname = net_files.kept(load_nets, FSPECIALISTS, FNET, own=photos.NET)
 
     def predict_pixels(X, columns):
-        return net_files.predict(nets, X, fname, MIRROR, columns).values * 48 + 48
+        mirror = MIRROR or fname == photos.NET  # ours is small: it can be asked twice
+        return net_files.predict(nets, X, fname, mirror, columns).values * 48 + 48
     return photos.mark(image, predict_pixels, smallest)
 
 

@@ -44,7 +44,7 @@ from tqdm import tqdm
 SIZE = 96               # pixels
 BLOCK = 8               # faces drawn together: enough to amortise NumPy's calls, few for the cache
 MANY = 500              # faces from which on it pays to start a process for each core
-COMPLETE = .3           # share of rows with all points: 2,140 of 7,049 at Kaggle
+COMPLETE = .3           # share of training rows with all points: 2,140 of 7,049 at Kaggle
 
 NAMES = 'training.csv', 'test.csv', 'IdLookupTable.csv', 'test-labels.csv'
 
@@ -719,7 +719,7 @@ def _mix(a, b, m):
     a += (b - a) * m
 
 
-def write_csvs(outdir, n_train=4000, n_test=500, seed=0):
+def write_csvs(outdir, n_train=4000, n_test=500, seed=0, complete=COMPLETE):
     """Write training.csv, test.csv, IdLookupTable.csv and test-labels.csv into `outdir`.
 
     Parameters
@@ -730,6 +730,8 @@ def write_csvs(outdir, n_train=4000, n_test=500, seed=0):
         Numbers of rows.
     seed : int
         See `draw_faces`.
+    complete : float
+        Share of the training rows with all points.
     """
     outdir = Path(outdir)
     outdir.mkdir(parents=True, exist_ok=True)
@@ -737,7 +739,7 @@ def write_csvs(outdir, n_train=4000, n_test=500, seed=0):
 
     images, labels = draw_faces(n_train, seed, part=0)
     table = pd.DataFrame(labels, columns=COLUMNS)
-    gaps = rng.random(n_train) >= COMPLETE
+    gaps = rng.random(n_train) >= complete
     table.loc[gaps, [c for c in COLUMNS if c not in ALWAYS]] = np.nan
     table['Image'] = _image_column(images)
     _write(table, outdir / 'training.csv')
@@ -764,9 +766,9 @@ def in_place_of_kaggles(constants):
     Parameters
     ----------
     constants : object
-        As attributes: DRAWN, the folder; DRAWN_ROWS, how many faces for training and for testing;
-        DRAWN_CONSTANTS, those for these faces, where the others are still those of DECK; FTRAIN,
-        FTEST, FLOOKUP, FTESTLABELS, the names of the files.
+        As attributes: DRAWN, the folder; DRAWN_ROWS, as `drawn` takes them; DRAWN_CONSTANTS, those
+        for these faces, where the others are still those of DECK; FTRAIN, FTEST, FLOOKUP,
+        FTESTLABELS, the names of the files.
 
     Returns
     -------
@@ -786,14 +788,14 @@ def in_place_of_kaggles(constants):
 _say_once = lru_cache(print)  # not again for each step
 
 
-def drawn(folder, n_train, n_test):
+def drawn(folder, n_train, n_test, complete=COMPLETE):
     """Return the names of the four files in `folder`; draw them first where one is missing.
 
-    The order is that of `NAMES`.
+    The order is that of `NAMES`, the numbers those of `write_csvs`.
     """
     files = [os.path.join(folder, name) for name in NAMES]
     if not all(map(os.path.exists, files)):
-        write_csvs(folder, n_train, n_test)
+        write_csvs(folder, n_train, n_test, complete=complete)
     return files
 
 
@@ -816,8 +818,10 @@ def main(argv=None):
     parser.add_argument('--train', type=int, default=4000, metavar='N', help='training rows (4000)')
     parser.add_argument('--test', type=int, default=500, metavar='N', help='test rows (500)')
     parser.add_argument('--seed', type=int, default=0, help='of the random faces (0)')
+    parser.add_argument('--complete', type=float, default=COMPLETE, metavar='SHARE',
+                        help=f'of the training rows that have all points ({COMPLETE})')
     args = parser.parse_args(argv)
-    write_csvs(args.outdir, args.train, args.test, args.seed)
+    write_csvs(args.outdir, args.train, args.test, args.seed, args.complete)
 
 
 if __name__ == '__main__':

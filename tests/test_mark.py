@@ -9,6 +9,7 @@ import kfkd
 import numpy as np
 import pandas as pd
 import pytest
+from beyond.runs import experiment
 from data import make_faces, photos
 from nolearn.lasagne import NeuralNet
 from PIL import Image
@@ -68,6 +69,7 @@ def test_photographs_are_marked(folder, photo, capsys):
     printed, err = capsys.readouterr()
     assert not err
     assert printed.splitlines() == [
+        'Taking the nets of net-specialists.pickle.',
         'a face.jpg: 1 face found.', 'Wrote a face-marked.png.', 'lawn.png: no face found.',
         'grey.tif: 1 face found.', 'Wrote grey-marked.png.',
         'Wrote points.csv: 2 faces in 2 photographs, none in lawn.png.']
@@ -116,13 +118,39 @@ def test_no_picture_takes_the_place_of_another(folder, photo):
     assert len(pd.read_csv('points.csv')) == 60
 
 
-def test_without_nets_it_says_how_to_train_some(folder, photo, capsys):
+def test_without_nets_of_ones_own_it_takes_ours(folder, photo, capsys):
+    image, points = photo
     os.remove('net-specialists.pickle')
-    Image.fromarray(photo[0]).save('me.png')
-    assert kfkd.main(['mark', 'me.png']) == 1
-    err = capsys.readouterr().err
-    assert 'net-specialists.pickle or net.pickle' in err and 'python kfkd.py' in err
-    assert err.count('\n') == 1 and sorted(os.listdir()) == ['me.png']
+    Image.fromarray(image).save('me.png')
+    Image.fromarray(image).save('again.png')
+    assert kfkd.main(['mark', 'me.png', 'again.png']) == 0
+    printed, err = capsys.readouterr()
+    assert not err and printed.count('Taking the nets of') == 1
+    assert printed.startswith(f'Taking the nets of {os.path.relpath(photos.NET)}: '
+                              'there is no net-specialists.pickle or net.pickle here.\n')
+    table = pd.read_csv('points.csv')
+    for _, rows in table.groupby('photo'):
+        far = np.linalg.norm(rows[['x', 'y']] - points, axis=1)
+        assert far.mean() < 0.06 * np.linalg.norm(points[0] - points[1])
+
+
+def test_our_net_is_what_its_recipe_says(monkeypatch):
+    """Its layers, constants and way to the end; that it learned: on faces that it has not seen."""
+    net = kfkd.load_nets(photos.NET)
+    recipe = os.path.join(ROOT, 'beyond', 'recipes', 'photos.yaml')
+    for name, value in experiment.constants(recipe, vars(kfkd)).items():
+        monkeypatch.setattr(kfkd, name, value)
+    named = kfkd.build_net()
+    named.initialize_layers()
+    assert [(type(layer), layer.name, layer.output_shape) for layer in net.layers_.values()] == [
+        (type(layer), layer.name, layer.output_shape) for layer in named.layers_.values()]
+    assert [type(handler) for handler in net.on_epoch_finished] == [
+        type(handler) for handler in named.on_epoch_finished]
+    assert len(net.train_history_) == kfkd.MAX_EPOCHS
+    assert net.batch_iterator_train.seed == kfkd.SEED
+    images, labels = make_faces.draw_faces(64, seed=7)
+    found = net.predict(images[:, None] / np.float32(255)) * 48 + 48
+    assert np.sqrt(np.mean((found - labels) ** 2)) < 1.7
 
 
 def test_which_nets(folder, photo, monkeypatch):

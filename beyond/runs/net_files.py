@@ -74,7 +74,7 @@ def load(fname, trusted=()):
 _kept = {}  # the nets of one file: they may take 0.4 GB
 
 
-def kept(load, *fnames):
+def kept(load, *fnames, own):
     """Load the nets of the first of some files that is there, once as long as it does not change.
 
     Parameters
@@ -82,6 +82,8 @@ def kept(load, *fnames):
     load : callable
         As `load`, of one argument.
     fnames : str
+    own : str
+        The file that comes with the program, for where there is none of the others.
 
     Returns
     -------
@@ -93,16 +95,14 @@ def kept(load, *fnames):
     Raises
     ------
     FileError
-        If none is there, or it is not a file of nets.
+        If it is not a file of nets.
     """
-    fname = next(filter(os.path.exists, fnames), None)
-    if fname is None:
-        raise FileError('there are no nets yet ({}): train some first, with python kfkd.py, which '
-                        'takes minutes without Kaggle\'s files, or one with python kfkd.py fit.'
-                        .format(' or '.join(fnames)))
+    fname = next(filter(os.path.exists, fnames), own)
     state = os.stat(fname)
     key = os.path.abspath(fname), state.st_ino, state.st_mtime_ns, state.st_size
     if key not in _kept:
+        why = ': there is no {} here'.format(' or '.join(fnames)) if fname == own else ''
+        print(f'Taking the nets of {os.path.relpath(fname)}{why}.')
         nets = by_columns(load(fname), fname)
         _kept.clear()
         _kept[key] = nets

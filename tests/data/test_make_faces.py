@@ -137,6 +137,18 @@ def test_training_csv(folder):
     assert np.nanmax(error) < 1e-4
 
 
+@pytest.mark.parametrize('complete, expected', [(0, 0), (1, 20)])
+def test_share_of_rows_with_all_points(tmp_path, complete, expected):
+    make_faces.main([str(tmp_path), '--train', '20', '--test', '1', '--complete', str(complete)])
+    table = pd.read_csv(tmp_path / 'training.csv')
+    assert len(table) == 20 and len(table.dropna()) == expected
+    assert table[list(make_faces.ALWAYS)].notna().all(axis=None)
+    # Which points are given is all that differs: the faces are the same.
+    images, labels = make_faces.draw_faces(20)
+    assert table['Image'][19] == ' '.join(map(str, images[19].ravel()))
+    np.testing.assert_allclose(table['nose_tip_x'], labels[:, 20], atol=1e-3)
+
+
 def test_test_csv_and_true_labels(folder):
     table, truth = pd.read_csv(folder / 'test.csv'), pd.read_csv(folder / 'test-labels.csv')
     assert list(table.columns) == ['ImageId', 'Image']

@@ -6,6 +6,7 @@ import shutil
 import sys
 import sysconfig
 import types
+import warnings
 
 from .mending import beforehand, replace
 
@@ -17,6 +18,12 @@ def _names_of_collections():
                  'MutableSet', 'Sequence', 'Set', 'Sized'):
         if not hasattr(collections, name):
             setattr(collections, name, getattr(collections.abc, name))
+
+
+# '\s' in docstrings is a SyntaxWarning since Python 3.12, in every file that an installer has left for
+# Python to compile (uv does): a screenful before the first word of a program.
+warnings.filterwarnings('ignore', '.*invalid escape sequence', SyntaxWarning,
+                        r'.*[\\/](theano|lasagne|nolearn)[\\/]')
 
 
 # distutils, imp (both removed in Python 3.12) and pkg_resources (a part of setuptools that was

@@ -27,6 +27,17 @@ def test_packages_that_fail_when_they_are_imported(names, tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+def test_packages_that_nobody_has_compiled_are_imported_in_silence(tmp_path):
+    (tmp_path / 'ours.py').write_text("'\\s'\n")
+    path = os.pathsep.join([str(tmp_path), ROOT])
+    done = subprocess.run([sys.executable, '-c', USE + 'import ours'], text=True,
+                          env=dict(os.environ, PYTHONPATH=path, PYTHONPYCACHEPREFIX=str(tmp_path)),
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0 and 'site-packages' not in done.stdout, done.stdout
+    # Other people's files are warned of as ever.
+    assert ('ours.py:1: SyntaxWarning' in done.stdout) == (sys.version_info >= (3, 12)), done.stdout
+
+
 def test_stand_ins_are_for_theano_alone():
     """Other packages of the process get what Python and setuptools have."""
     code = USE + '''
