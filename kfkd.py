@@ -89,7 +89,7 @@ DECK = dict(                    # the deck's constants, whatever you have set ab
     MOMENTUM=(0.9, 0.999), SPECIALIST_SAMPLES=4e6, SPECIALIST_RATE=1, AUGMENT=None, MONITOR=False,
     DROPOUT=(0.1, 0.2, 0.3, 0.5), NET=None, STANDARDIZE=False, SEED=42, GAPS=False, MIRROR=False)
 DRAWN = os.path.join(DATA, 'faces')
-DRAWN_ROWS = 6000, 500, 0.3     # faces to train, to test; share of the former with all points
+DRAWN_ROWS = 6000, 500          # drawn faces for training (some 30 % with all points), for testing
 DRAWN_CONSTANTS = dict(         # what a run of minutes on them has where you have left the deck's
     MAX_EPOCHS=33, BATCH_SIZE=16, LEARNING_RATE=(0.15, 0.001), MOMENTUM=(0.9, 0.98),  # large steps,
     STANDARDIZE=True, DROPOUT=(0, 0, 0, 0), AUGMENT='faces',  # no plateau, little learned by heart

@@ -766,9 +766,9 @@ def in_place_of_kaggles(constants):
     Parameters
     ----------
     constants : object
-        As attributes: DRAWN, the folder; DRAWN_ROWS, as `drawn` takes them; DRAWN_CONSTANTS, those
-        for these faces, where the others are still those of DECK; FTRAIN, FTEST, FLOOKUP,
-        FTESTLABELS, the names of the files.
+        As attributes: DRAWN, the folder; DRAWN_ROWS, how many faces for training and for testing;
+        DRAWN_CONSTANTS, those for these faces, where the others are still those of DECK; FTRAIN,
+        FTEST, FLOOKUP, FTESTLABELS, the names of the files.
 
     Returns
     -------
@@ -788,14 +788,14 @@ def in_place_of_kaggles(constants):
 _say_once = lru_cache(print)  # not again for each step
 
 
-def drawn(folder, n_train, n_test, complete=COMPLETE):
+def drawn(folder, n_train, n_test):
     """Return the names of the four files in `folder`; draw them first where one is missing.
 
-    The order is that of `NAMES`, the numbers those of `write_csvs`.
+    The order is that of `NAMES`.
     """
     files = [os.path.join(folder, name) for name in NAMES]
     if not all(map(os.path.exists, files)):
-        write_csvs(folder, n_train, n_test, complete=complete)
+        write_csvs(folder, n_train, n_test)
     return files
 
 

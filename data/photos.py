@@ -32,7 +32,7 @@ from .make_faces import COLUMNS, KEYPOINTS, SIZE, xy
 __all__ = ['Faces', 'LARGEST', 'MEAN_FACE', 'NET', 'find', 'grey', 'mark', 'read', 'similarity',
            'table', 'write_points']
 
-# For who has trained no net yet: what beyond/recipes/photos.yaml leads to, as it was written.
+# For those who have trained no net yet: what beyond/recipes/photos.yaml leads to, as it was written.
 NET = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'photos-net.pickle')
 
 LARGEST = 100e6         # pixels of a photograph; a file of some bytes can say that it has more

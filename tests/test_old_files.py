@@ -2,6 +2,7 @@
 
 tests/old-files/ has what `write` below has written with the version of 25 November 2026;
 net-specialists.pickle are two specialists of a smaller net, with AUGMENT = 'faces' and MONITOR.
+experiment.yaml is of the record of README's first command, of 26 November 2026.
 """
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import stepwise
 import yaml
 from beyond.augmentation import AffineFaceBatchIterator
-from beyond.runs import net_files
+from beyond.runs import experiment, net_files
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'old-files')
 NET = """
@@ -94,6 +95,16 @@ def test_augmented_and_monitored_specialists(work, monkeypatch):
         np.testing.assert_array_equal(model.predict(X), twin.predict(X))
     # A training goes on with it: its handlers work, those that there are no more do nothing.
     model.fit(X, np.zeros((len(X), len(cols)), np.float32), epochs=1)
+
+
+def test_a_record_can_be_run_again():
+    """Each constant that it has is still one, of the same kind."""
+    fname = os.path.join(HERE, 'experiment.yaml')
+    found = experiment.constants(fname, vars(kfkd))
+    with open(fname) as f:
+        recorded = yaml.safe_load(f)['constants']
+    assert set(found) == set(recorded) | {'NET'} and found['DRAWN_ROWS'] == (6000, 500)
+    assert all(found[name] == value for name, value in kfkd.DRAWN_CONSTANTS.items())
 
 
 def test_checkpoint(work, capsys):
