@@ -4,6 +4,7 @@ All of them: ``python tests/theano_suite.py``.
 """
 import os
 
+import numpy as np
 import pytest
 import theano_suite
 
@@ -120,3 +121,29 @@ def test_sample_is_the_same_whatever_else_there_is():
     others = [test for test in tests if test not in chosen]
     assert theano_suite.sample(others[:20] + chosen, 10) == chosen
     assert theano_suite.sample(tests, 100) == tests
+
+
+def test_what_versions_explain(tmp_path):
+    """Only where two Pythons are compared: the engine has no such excuse."""
+    new, old = (theano_suite.Configuration(name, name, '') for name in ('new', 'old'))
+    same = theano_suite.Configuration('same', 'new', 'cxx=')
+    for configurations, explains in (((new, old), True), ((new, same), False)):
+        comparison = theano_suite.Comparison(configurations, 'float32', 1, 1, results=None)
+        for test in theano_suite.EXPLAINED_BY_VERSIONS:
+            assert bool(comparison.explanation(test)) == explains
+        for test in theano_suite.EXPLAINED:
+            assert comparison.explanation(test)
+        assert comparison.explanation(TESTS[0]) is None
+
+
+@pytest.mark.parametrize('arrays, scalars, common', [
+    (['int8'], ['float16'], 'float16'), (['int16'], ['float16'], 'float32'),
+    (['int64'], ['float16'], 'float64'), (['float32'], ['float64'], 'float32'),
+    (['float32', 'float64'], ['float16'], 'float64'), (['complex64'], ['float64'], 'complex64'),
+    (['uint8', 'int8'], ['int64'], 'int16'), (['bool'], ['uint8'], 'uint8')])
+def test_common_types_are_those_of_numpy_1(arrays, scalars, common):
+    def find(function):
+        return function([np.dtype(name) for name in arrays], [np.dtype(name) for name in scalars])
+    assert find(theano_suite._find_common_type) == common
+    if np.__version__.startswith('1.'):
+        assert find(np.find_common_type) == common
