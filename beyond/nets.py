@@ -215,14 +215,20 @@ def freeze(net, names):
 class _ArraysOnly(pickle.Unpickler):
     """Unpickle nothing but arrays, numbers, strings, lists and dictionaries: no code can run."""
 
+    # _frombuffer is what protocol 5 names, Python's default from 3.14 on.
     ALLOWED = {('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode'),
                ('numpy.core.multiarray', '_reconstruct'), ('numpy.core.multiarray', 'scalar'),
-               ('numpy._core.multiarray', '_reconstruct'), ('numpy._core.multiarray', 'scalar')}
+               ('numpy.core.numeric', '_frombuffer')}
 
     def find_class(self, module, name):
-        if (module, name) not in self.ALLOWED:
+        old_name = module.replace('numpy._core.', 'numpy.core.')  # NumPy 2 has renamed it
+        if (old_name, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f'it asks for {module}.{name}')
-        return super().find_class(module.replace('_core', 'core'), name)
+        if np.lib.NumpyVersion(np.__version__) >= '2.0.0':
+            module = old_name.replace('numpy.core.', 'numpy._core.')
+        else:
+            module = old_name
+        return super().find_class(module, name)
 
 
 def _read_weights(fname):
