@@ -7,6 +7,7 @@
     freeze(net, VGG16_CONVOLUTIONS)       # train the new layers only
     net.fit(X, y)                         # X (n, 1, 96, 96) in [0, 1], as kfkd.load2d gives it
 """
+import codecs
 import io
 import pickle
 
@@ -215,20 +216,21 @@ def freeze(net, names):
 class _ArraysOnly(pickle.Unpickler):
     """Unpickle nothing but arrays, numbers, strings, lists and dictionaries: no code can run."""
 
-    # _frombuffer is what protocol 5 names, Python's default from 3.14 on.
-    ALLOWED = {('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode'),
-               ('numpy.core.multiarray', '_reconstruct'), ('numpy.core.multiarray', 'scalar'),
-               ('numpy.core.numeric', '_frombuffer')}
+    ALLOWED = {('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype,
+               ('_codecs', 'encode'): codecs.encode}
+    for _core in 'numpy.core', 'numpy._core':  # NumPy 2 has renamed it
+        ALLOWED.update({
+            (_core + '.multiarray', '_reconstruct'): np.empty(0).__reduce__()[0],
+            (_core + '.multiarray', 'scalar'): np.float32(0).__reduce__()[0],
+            # What protocol 5 names, Python's default from 3.14 on.
+            (_core + '.numeric', '_frombuffer'): np.empty(0).__reduce_ex__(5)[0]})
+    del _core
 
     def find_class(self, module, name):
-        old_name = module.replace('numpy._core.', 'numpy.core.')  # NumPy 2 has renamed it
-        if (old_name, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f'it asks for {module}.{name}')
-        if np.lib.NumpyVersion(np.__version__) >= '2.0.0':
-            module = old_name.replace('numpy.core.', 'numpy._core.')
-        else:
-            module = old_name
-        return super().find_class(module, name)
+        try:
+            return self.ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f'it asks for {module}.{name}') from None
 
 
 def _read_weights(fname):

@@ -123,7 +123,7 @@ def test_sample_is_the_same_whatever_else_there_is():
     assert theano_suite.sample(tests, 100) == tests
 
 
-def test_what_versions_explain(tmp_path):
+def test_what_versions_explain():
     """Only where two Pythons are compared: the engine has no such excuse."""
     new, old = (theano_suite.Configuration(name, name, '') for name in ('new', 'old'))
     same = theano_suite.Configuration('same', 'new', 'cxx=')
