@@ -110,7 +110,8 @@ def test_the_cpu_needs_no_pytorch():
     code = (WITHOUT_TORCH + 'import theano_today, theano; '
             'print(theano.function([], theano.shared(1.) * 2)())')
     done = run(['-c', code], '')
-    assert done.returncode == 0 and done.stdout.strip() == '2.0'
+    # Theano tells before it where another process of these tests is compiling.
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == '2.0', done.stdout
 
 
 def test_pygpu_keeps_its_flag(tmp_path):

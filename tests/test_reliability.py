@@ -344,8 +344,9 @@ def test_read_only_file_system(runner, small_disk):
         [sys.executable, '-c', code.format(os.path.dirname(__file__), str(small_disk),
                                            str(runner.data))],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1 and 'Read-only file system' in done.stderr
-    assert done.stderr.count('\n') == 1
+    # Theano tells where another process of these tests is compiling.
+    errors = [line for line in done.stderr.splitlines() if 'compilelock' not in line]
+    assert done.returncode == 1 and len(errors) == 1 and 'Read-only file system' in errors[0]
     assert files(small_disk) == before
 
 

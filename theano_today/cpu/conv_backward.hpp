@@ -4,6 +4,9 @@
 
 namespace conv {
 
+// A sum of many products is a sum of partial sums of at most so many, which rounds less.
+constexpr long PART = 64;
+
 // ---- lists of gradients that are not zero ----
 
 // One gradient and where its partner lies: the row of a filter (for dx) or the window of the image (for dw).
@@ -23,9 +26,7 @@ struct ListKernel {
     typedef void (*Function)(const Entry*, long, const float*, long, float*, long);
 
     static void run(const Entry* list, long n, const float* base, long base_row, float* out, long out_row) {
-        vec acc[R][V];
-        for (int r = 0; r < R; r++)
-            for (int v = 0; v < V; v++) acc[r][v] = load(out + r * out_row + v * LANES);
+        vec acc[R][V] = {};
         for (long e = 0; e < n; e++) {
             const vec g = broadcast(list[e].value);
             const float* p = base + list[e].offset;
@@ -35,7 +36,10 @@ struct ListKernel {
                 for (int v = 0; v < V; v++) acc[r][v] = fma(g, load(p + r * base_row + v * LANES), acc[r][v]);
         }
         for (int r = 0; r < R; r++)
-            for (int v = 0; v < V; v++) store(out + r * out_row + v * LANES, acc[r][v]);
+            for (int v = 0; v < V; v++) {
+                float* o = out + r * out_row + v * LANES;
+                store(o, load(o) + acc[r][v]);
+            }
     }
 };
 
@@ -51,18 +55,21 @@ struct RowKernel {
 
     static void run(const float* dz, long dz_pixel, const float* image, long image_row, long image_pixel, long n,
                     float* out, long out_row, long out_float) {
-        vec acc[R][S];
-        for (int r = 0; r < R; r++)
-            for (int s = 0; s < S; s++) acc[r][s] = load(out + r * out_row + s * out_float);
-        for (long x = 0; x < n; x++, dz += dz_pixel, image += image_pixel) {
-            const vec g = load(dz);
+        for (; n > 0; n -= PART) {
+            vec acc[R][S] = {};
+            for (long x = 0; x < n && x < PART; x++, dz += dz_pixel, image += image_pixel) {
+                const vec g = load(dz);
 #pragma GCC unroll 8
-            for (int r = 0; r < R; r++)
+                for (int r = 0; r < R; r++)
 #pragma GCC unroll 16
-                for (int s = 0; s < S; s++) acc[r][s] = fma(g, broadcast(image[r * image_row + s]), acc[r][s]);
+                    for (int s = 0; s < S; s++) acc[r][s] = fma(g, broadcast(image[r * image_row + s]), acc[r][s]);
+            }
+            for (int r = 0; r < R; r++)
+                for (int s = 0; s < S; s++) {
+                    float* o = out + r * out_row + s * out_float;
+                    store(o, load(o) + acc[r][s]);
+                }
         }
-        for (int r = 0; r < R; r++)
-            for (int s = 0; s < S; s++) store(out + r * out_row + s * out_float, acc[r][s]);
     }
 };
 
@@ -98,7 +105,8 @@ class Pieces {
    public:
     struct Piece {
         typename Kernel<1, 1>::Function run;
-        long row, column;    // where it begins
+        long row, column;      // where it begins
+        int rows, columns;
     };
     Piece* piece;
     int count;
@@ -115,7 +123,7 @@ class Pieces {
                 const long begin = columns * c / cuts, end = columns * (c + 1) / cuts;
                 const int h = (int)(rows - i < height ? rows - i : height);
                 const auto run = Choice<Kernel, MOST_ROWS, most_columns(MOST_ROWS)>::find(h, (int)(end - begin));
-                piece[count++] = Piece{run, i, begin};
+                piece[count++] = Piece{run, i, begin, h, (int)(end - begin)};
             }
     }
 };
@@ -133,13 +141,27 @@ struct Plan {
     }
 };
 
-// out[KH][..out_row] += sum over the list: value * base[offset + [KH][..base_row]]
+// out[rows][..out_row] += sum over the list: value * base[offset + [rows][..base_row]], both from where the piece begins.
+SIMD_INLINE void accumulate(const Pieces<ListKernel>::Piece& p, const Entry* list, long n, const float* base,
+                            long base_row, float* out, long out_row) {
+    if (n <= PART) return p.run(list, n, base, base_row, out, out_row);
+    const long width = p.columns * LANES;
+    alignas(64) float sum[ACCUMULATORS * LANES] = {};
+    for (; n > 0; n -= PART, list += PART) p.run(list, n < PART ? n : PART, base, base_row, sum, width);
+    for (int r = 0; r < p.rows; r++)
+        for (long k = 0; k < width; k += LANES) {
+            float* o = out + r * out_row + k;
+            store(o, load(o) + load(sum + r * width + k));
+        }
+}
+
+// The same of a whole filter, [KH].
 static void accumulate(const Pieces<ListKernel>& pieces, const Entry* list, long n, const float* base, long base_row,
                        float* out, long out_row) {
     for (int i = 0; i < pieces.count; i++) {
         const Pieces<ListKernel>::Piece& p = pieces.piece[i];
         const long at = p.column * LANES;
-        p.run(list, n, base + p.row * base_row + at, base_row, out + p.row * out_row + at, out_row);
+        accumulate(p, list, n, base + p.row * base_row + at, base_row, out + p.row * out_row + at, out_row);
     }
 }
 
@@ -308,7 +330,7 @@ static void add_to_image(const Layer& l, const Filters& f, const Plan& plan, con
         const float* base = f.backward + p.row * l.segment_stride + p.column * LANES;
         float* to = dx + p.row * row + p.column * LANES;
         for (const Output* o = strip.outputs; o != strip.outputs_end; o++)
-            p.run(o->begin, o->end - o->begin, base, l.segment_stride, to + o->offset, row);
+            accumulate(p, o->begin, o->end - o->begin, base, l.segment_stride, to + o->offset, row);
     }
 }
 
@@ -347,7 +369,7 @@ class Sums {
 
     // Zeros, in `memory` floats.
     Sums(const Layer& l, const Plan& plan, double* memory)
-        : l(l), plan(plan), most(size(l, plan) > 100000 ? 2048 : 1024) {    // conv outputs
+        : l(l), plan(plan), most(plan.few ? 256 : size(l, plan) > 100000 ? 2048 : 1024) {    // conv outputs
         db = memory;
         whole = db + l.O_stride;
         part = (float*)(whole + size(l, plan));
@@ -411,7 +433,7 @@ class Walk {
     struct Window {
         float* values;      // the gradient, [O_stride]
         int32_t* offsets;   // of the pixels that the maximum saw, [O_stride]
-        float* db;          // sums of the gradients in a row of windows, [O_stride]
+        float* db;          // sums of a few gradients, [O_stride]
         uint8_t* alive;     // the filters whose gradient is not zero, [plane_bytes]
     };
 
@@ -449,10 +471,13 @@ class Walk {
         strip.clear();
     }
 
-    // The sums of a row go on to float64.
-    void finish_row(float* db) {
-        for (long o = 0; o < l.O; o++) sums.db[o] += db[o];
-        memset(db, 0, l.O * sizeof(float));
+    // The sums of a few gradients go on to float64: at the end of a row and where FEW divides its columns.
+    static const long FEW = 4;
+    void finish_db(float* db) const {
+        for (long o = 0; o < l.O; o += LANES) {
+            add_to(sums.db + o, load(db + o));
+            store(db + o, zero());
+        }
     }
 
     // One vec of filters of a pooling window, for `w` (without `lists` for its db only), and the gradients of its conv
@@ -505,6 +530,7 @@ class Walk {
                 tie |= window_vec<H, W>(l, g + at * l.O, planes, rows, columns, c, offset, pixel, line, w,
                                         by_output || by_filter, dz, dz_line);
             const bool ties = to_bits(tie) != 0;
+            if (x % FEW == FEW - 1) finish_db(w.db);
             if (by_filter && !ties) strip.add_to_filters(w.values, w.alive, w.offsets);
             if (!by_output && !(by_filter && ties)) continue;
             for (long i = rows.begin; i < rows.end; i++)
@@ -541,7 +567,7 @@ class Walk {
             if (dz)
                 for (long i = rows.begin; i < rows.end; i++)
                     sums.add_row(dz + (i - rows.begin) * line, columns_used, l.O_stride, image + offset_of(i, 0), row);
-            finish_row(window.db);
+            finish_db(window.db);
             if (++in_strip == rows_of_strip || y + 1 == l.PH) {
                 finish_strip(strip, in_strip * l.PW);    // as a rule a filter has one maximum in a window
                 in_strip = 0;
@@ -563,10 +589,11 @@ class Walk {
                     store_bits(window.alive, (int)c, exact ? valid : valid & to_bits(v != zero()));
                     store(window.db + c, load(window.db + c) + v);
                 }
+                if (x % FEW == FEW - 1) finish_db(window.db);
                 if (strip.by_filter) strip.add_to_filters(dz, window.alive, offset_of(y, x));
                 if (strip.by_output) strip.add_output(dz, window.alive, offset_of(y, x));
             }
-            finish_row(window.db);
+            finish_db(window.db);
             if (++in_strip == rows_of_strip || y + 1 == l.OH) {
                 finish_strip(strip, in_strip * l.OW);
                 in_strip = 0;

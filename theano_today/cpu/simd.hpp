@@ -53,6 +53,13 @@ SIMD_INLINE vec load(const float* p) {    // any alignment
 
 SIMD_INLINE void store(float* p, vec v) { memcpy(p, &v, sizeof v); }
 
+// p[i] += v[i] in float64.
+SIMD_INLINE void add_to(double* p, vec v) {
+    float lanes[LANES];
+    store(lanes, v);
+    for (int i = 0; i < LANES; i++) p[i] += lanes[i];
+}
+
 SIMD_INLINE uvec load(const uint32_t* p) {
     uvec v;
     memcpy(&v, p, sizeof v);

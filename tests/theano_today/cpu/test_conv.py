@@ -20,6 +20,7 @@ import theano
 import theano.tensor as T
 from lasagne.layers import (Conv2DLayer, DropoutLayer, InputLayer, MaxPool2DLayer,
                             get_all_params, get_output)
+from theano.tensor.signal.pool import pool_2d
 from theano_today import cpu
 from theano_today.cpu import libraries
 from theano_today.cpu.conv import RELUS, ConvPool, ConvPoolGrad, Pooling
@@ -490,7 +491,7 @@ def test_what_is_needed_elsewhere_is_not_fused():
     x, W = T.tensor4('x'), T.tensor4('W')
     h = T.nnet.conv2d(x, W)
     r = 0.5 * (h + abs(h))
-    p = theano.tensor.signal.pool.pool_2d(r, (2, 2), ignore_border=True)
+    p = pool_2d(r, (2, 2), ignore_border=True)
     fused = compiled([r], [x, W], [x, W, h], (p ** 2).sum() + r.sum())
     stock = compiled([r], [x, W], [x, W, h], (p ** 2).sum() + r.sum(), fused=False)
     rng = np.random.RandomState(3)
@@ -623,3 +624,31 @@ def test_long_sums_of_gradients_are_as_good_as_stock():
         for a, s, e in zip(fused(image, weights, bias, gradient), stock(image, weights, bias, gradient), exact):
             error, stocks = [abs(v - e).max() / abs(e).max() for v in (a, s)]
             assert error < max(3 * stocks, 2e-6)
+
+
+@pytest.mark.parametrize('pool', [False, True])
+def test_gradients_of_both_signs_are_as_good_as_stock(pool):
+    """Sums that nearly cancel show every rounding: dx over many filters and positions, dW over many
+    pixels, of one channel too, and db over a wide image."""
+    def built(dtype, fused):
+        x, W = [T.TensorType(dtype, (False,) * 4)() for _ in 'xW']
+        b, g = T.TensorType(dtype, (False,))(), T.TensorType(dtype, (False,) * 4)()
+        h = T.nnet.relu(T.nnet.conv2d(x, W) + b.dimshuffle('x', 0, 'x', 'x'))
+        h = pool_2d(h, (2, 2), ignore_border=True) if pool else h
+        return compiled([], [x, W, b, g], [x, W, b], (h * g).sum(), fused=fused)
+    ours, stock, float64 = built('float32', True), built('float32', False), built('float64', False)
+    assert count(ours, ConvPoolGrad) == 1
+    rng = np.random.RandomState(0)
+    for shape, filters in (((1, 64, 14, 14), (512, 64, 5, 5)), ((1, 16, 32, 32), (32, 16, 11, 11)),
+                           ((1, 1, 8, 2000), (3, 1, 3, 3)), ((4, 1, 40, 40), (5, 1, 3, 3)),
+                           ((2, 24, 40, 40), (1, 24, 3, 3))):
+        # The convolution's outputs are exact and never zero: the gradients flow alike in all three.
+        image, weights = [np.float32(rng.randint(-8, 9, s) / 8) for s in (shape, filters)]
+        bias = np.full(filters[0], 1 / 128, 'float32')
+        size = [(n - k + 1) // (2 if pool else 1) for n, k in zip(shape[2:], filters[2:])]
+        gradient = rng.randn(shape[0], filters[0], *size).astype('float32')
+        exact = float64(*[a.astype('float64') for a in (image, weights, bias, gradient)])
+        for name, o, s, e in zip(('dx', 'dW', 'db'), ours(image, weights, bias, gradient),
+                                 stock(image, weights, bias, gradient), exact):
+            error, stocks = [abs(v - e).max() / abs(e).max() for v in (o, s)]
+            assert error <= 3 * max(stocks, 8e-8), (name, shape, filters)
