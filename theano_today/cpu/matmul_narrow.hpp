@@ -61,13 +61,15 @@ static void rows_by_dot(const float* a, Index a_row, const float* b, Index n, In
     if (j < n) rows_by_dot<ROWS, 1>(a, a_row, b + j * depth, depth, c + j * column, row, column);
 }
 
-// LANES rows of C from an A whose rows lie side by side (a column of A is contiguous). `b` has B's rows, n floats each.
+// LANES rows of C from an A whose rows lie side by side (a column of A is contiguous) and are short. `b` has B's rows, n
+// floats each.
 template <int N>
 static void rows_by_column(const float* a, Index a_column, const float* b, Index rows, Index depth, float* c, Index row,
                            Index column) {
-    double total[N][LANES] = {};
-    for (Index k0 = 0; k0 < depth; k0 += CHAIN) {
-        const Index k1 = std::min(depth, k0 + CHAIN);
+    constexpr Index PART = 16;    // products in a partial sum
+    vec total[N] = {};
+    for (Index k0 = 0; k0 < depth; k0 += PART) {
+        const Index k1 = std::min(depth, k0 + PART);
         vec sum[N] = {};
         for (Index k = k0; k < k1; k++) {
             const float* p = a + k * a_column;
@@ -75,11 +77,10 @@ static void rows_by_column(const float* a, Index a_column, const float* b, Index
 #pragma GCC unroll 8
             for (int j = 0; j < N; j++) sum[j] = simd::fma(x, simd::broadcast(b[k * N + j]), sum[j]);
         }
-        for (int j = 0; j < N; j++)
-            for (Index r = 0; r < rows; r++) total[j][r] += sum[j][r];
+        for (int j = 0; j < N; j++) total[j] += sum[j];
     }
     for (int j = 0; j < N; j++)
-        for (Index r = 0; r < rows; r++) c[r * row + j * column] = (float)total[j][r];
+        for (Index r = 0; r < rows; r++) c[r * row + j * column] = total[j][r];
 }
 
 typedef void (*RowsByColumn)(const float*, Index, const float*, Index, Index, float*, Index, Index);
