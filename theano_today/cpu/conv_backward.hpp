@@ -472,7 +472,7 @@ class Walk {
     }
 
     // The sums of a few gradients go on to float64: at the end of a row and where FEW divides its columns.
-    static const long FEW = 4;
+    static const long FEW = 2;
     void finish_db(float* db) const {
         for (long o = 0; o < l.O; o += LANES) {
             add_to(sums.db + o, load(db + o));
