@@ -433,7 +433,7 @@ class Walk {
     struct Window {
         float* values;      // the gradient, [O_stride]
         int32_t* offsets;   // of the pixels that the maximum saw, [O_stride]
-        float* db;          // sums of a few gradients, [O_stride]
+        double* db;         // sums of the gradients, [O_stride]
         uint8_t* alive;     // the filters whose gradient is not zero, [plane_bytes]
     };
 
@@ -442,9 +442,9 @@ class Walk {
     Strip strip(long most) const { return Strip(l, most, dx != NULL, with_dw && !plan.few); }
 
     Window window() const {
-        float* p = scratch().window.get<float>(3 * l.O_stride + l.plane_bytes);
-        memset(p, 0, 3 * l.O_stride * sizeof(float) + l.plane_bytes);
-        return Window{p, (int32_t*)(p + l.O_stride), p + 2 * l.O_stride, (uint8_t*)(p + 3 * l.O_stride)};
+        float* p = scratch().window.get<float>(2 * l.O_stride + l.plane_bytes);
+        memset(p, 0, 2 * l.O_stride * sizeof(float) + l.plane_bytes);
+        return Window{p, (int32_t*)(p + l.O_stride), sums.db, (uint8_t*)(p + 2 * l.O_stride)};
     }
 
     // How many rows of `columns` windows, of `height` conv rows each, make a strip. That
@@ -471,15 +471,6 @@ class Walk {
         strip.clear();
     }
 
-    // The sums of a few gradients go on to float64: at the end of a row and where FEW divides its columns.
-    static const long FEW = 2;
-    void finish_db(float* db) const {
-        for (long o = 0; o < l.O; o += LANES) {
-            add_to(sums.db + o, load(db + o));
-            store(db + o, zero());
-        }
-    }
-
     // One vec of filters of a pooling window, for `w` (without `lists` for its db only), and the gradients of its conv
     // outputs to dz[row][column][O_stride] if dz is not NULL. Returns the filters that have more than one maximum. H
     // and W are the window's size where it is known at compile time and lies within the image, else 0.
@@ -491,7 +482,7 @@ class Walk {
         const vec v = pooled_gradient(l, g, planes, c);
         const long first = (rows.begin - rows.start) * l.pool_w + columns.begin - columns.start;    // position
         const uint8_t* plane = planes + first * l.plane_bytes;
-        vec sum = load(to.db + c), offsets = {};
+        vec sum = {}, offsets = {};
         mask any = {}, ties = {};
         if (dz) dz += columns.begin * l.O_stride + c;
         for (int i = 0; i < h; i++)
@@ -504,7 +495,7 @@ class Walk {
                 any |= is_max;
                 if (dz) store(dz + i * dz_line + j * l.O_stride, here);
             }
-        store(to.db + c, sum);
+        add_to(to.db + c, sum);
         if (!lists) return ties;
         store(to.values + c, v);
         store((float*)to.offsets + c, offsets);
@@ -530,7 +521,6 @@ class Walk {
                 tie |= window_vec<H, W>(l, g + at * l.O, planes, rows, columns, c, offset, pixel, line, w,
                                         by_output || by_filter, dz, dz_line);
             const bool ties = to_bits(tie) != 0;
-            if (x % FEW == FEW - 1) finish_db(w.db);
             if (by_filter && !ties) strip.add_to_filters(w.values, w.alive, w.offsets);
             if (!by_output && !(by_filter && ties)) continue;
             for (long i = rows.begin; i < rows.end; i++)
@@ -567,7 +557,6 @@ class Walk {
             if (dz)
                 for (long i = rows.begin; i < rows.end; i++)
                     sums.add_row(dz + (i - rows.begin) * line, columns_used, l.O_stride, image + offset_of(i, 0), row);
-            finish_db(window.db);
             if (++in_strip == rows_of_strip || y + 1 == l.PH) {
                 finish_strip(strip, in_strip * l.PW);    // as a rule a filter has one maximum in a window
                 in_strip = 0;
@@ -587,13 +576,11 @@ class Walk {
                     const lanebits valid = l.O - c >= LANES ? (lanebits)((1ull << LANES) - 1) : (1u << (l.O - c)) - 1;
                     const vec v = load(dz + c);
                     store_bits(window.alive, (int)c, exact ? valid : valid & to_bits(v != zero()));
-                    store(window.db + c, load(window.db + c) + v);
+                    add_to(window.db + c, v);
                 }
-                if (x % FEW == FEW - 1) finish_db(window.db);
                 if (strip.by_filter) strip.add_to_filters(dz, window.alive, offset_of(y, x));
                 if (strip.by_output) strip.add_output(dz, window.alive, offset_of(y, x));
             }
-            finish_db(window.db);
             if (++in_strip == rows_of_strip || y + 1 == l.OH) {
                 finish_strip(strip, in_strip * l.OW);
                 in_strip = 0;

@@ -55,9 +55,18 @@ SIMD_INLINE void store(float* p, vec v) { memcpy(p, &v, sizeof v); }
 
 // p[i] += v[i] in float64.
 SIMD_INLINE void add_to(double* p, vec v) {
-    float lanes[LANES];
-    store(lanes, v);
-    for (int i = 0; i < LANES; i++) p[i] += lanes[i];
+#if SIMD_AVX512
+    const __m256 low = _mm512_castps512_ps256(v);
+    const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1));
+    _mm512_storeu_pd(p, _mm512_add_pd(_mm512_loadu_pd(p), _mm512_cvtps_pd(low)));
+    _mm512_storeu_pd(p + 8, _mm512_add_pd(_mm512_loadu_pd(p + 8), _mm512_cvtps_pd(high)));
+#elif SIMD_AVX
+    const __m128 low = _mm256_castps256_ps128(v), high = _mm256_extractf128_ps(v, 1);
+    _mm256_storeu_pd(p, _mm256_add_pd(_mm256_loadu_pd(p), _mm256_cvtps_pd(low)));
+    _mm256_storeu_pd(p + 4, _mm256_add_pd(_mm256_loadu_pd(p + 4), _mm256_cvtps_pd(high)));
+#else
+    for (int l = 0; l < LANES; l++) p[l] += v[l];
+#endif
 }
 
 SIMD_INLINE uvec load(const uint32_t* p) {
