@@ -37,14 +37,19 @@ struct Rectangle {
     Index m0, m1, n0, n1;    // rows m0 .. m1 - 1, columns n0 .. n1 - 1
 };
 
-// Memory for packed panels, freed with the object.
+// Memory for packed panels, freed with the object. A little is there already: small products are done in less time
+// than it takes to ask for memory.
 struct Workspace {
     float* data;
-    explicit Workspace(size_t floats) {
+    alignas(64) float little[256];
+    explicit Workspace(size_t floats) : data(little) {
         void* p = 0;
-        data = posix_memalign(&p, 64, std::max<size_t>(floats, 1) * sizeof(float)) ? 0 : (float*)p;
+        if (floats > sizeof little / sizeof(float))
+            data = posix_memalign(&p, 64, floats * sizeof(float)) ? 0 : (float*)p;
     }
-    ~Workspace() { free(data); }
+    ~Workspace() {
+        if (data != little) free(data);
+    }
     Workspace(const Workspace&) = delete;
 };
 
@@ -195,17 +200,28 @@ static inline int threads_for(double multiplications) {
     return multiplications < 2e5 ? 1 : threads;
 }
 
+// Calls body(i) for i = 0, step, 2 step, ... below n; body, and this, return false when memory is short.
+template <class Body>
+static bool in_parallel(int threads, Index n, Index step, const Body& body) {
+    bool done = true;
+    if (threads == 1) {    // to start a team of one costs as much as a small product
+        for (Index i = 0; i < n; i += step) done = body(i) && done;
+        return done;
+    }
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : done)
+#endif
+    for (Index i = 0; i < n; i += step) done = body(i) && done;
+    return done;
+}
+
 template <class Finish>
 static bool multiply(Matrix a, Matrix b, Index m, Index n, Index depth, Index depth_step, const Finish& finish) {
     const int threads = threads_for((double)m * n * depth);
     const Grid grid(m, n, threads);
-    bool done = true;
-#ifdef _OPENMP
-#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1) reduction(&& : done)
-#endif
-    for (int t = 0; t < threads; t++)
-        done = multiply_rectangle(a, b, depth, depth_step, grid.part(t, m, n), finish) && done;
-    return done;
+    return in_parallel(threads, threads, 1, [=, &finish](Index t) {
+        return multiply_rectangle(a, b, depth, depth_step, grid.part((int)t, m, n), finish);
+    });
 }
 
 // ---- C = A B ----

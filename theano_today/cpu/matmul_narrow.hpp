@@ -3,8 +3,9 @@
 // What matmul.hpp does to be fast, packing both factors and computing whole tiles, costs more here than the product.
 // There is little to reuse: A is read once, in its own order, while B stays in the first-level cache.
 //
-//     short rows    C has at most NARROW columns:   dot products along the rows of A, or where these are short
-//                                                   LANES rows of A at a time
+//     short rows    C has at most NARROW columns:   dot products of A's rows, with what lies side by side in memory
+//                                                   side by side in a vec: LANES floats of a row, or LANES rows (as
+//                                                   always where a row is short)
 //     short sums    A has at most SHALLOW columns:  each row of C is a sum of a few rows of B
 //
 // C with few rows is the transpose of C with few columns. Each number of C is computed by one thread, in the same way
@@ -16,164 +17,258 @@ namespace matmul {
 
 constexpr Index NARROW = 8;
 constexpr Index SHALLOW = 8;
+constexpr Index BLOCK = 64;    // rows that a thread takes at a time
 
 // A partial sum has at most this many products; partial sums add up in float64.
 constexpr Index CHAIN = 2048;
 
-// ---- at most NARROW columns ----
+// ---- at most NARROW columns, long sums ----
+//
+// The order of every sum, whichever of the two kernels makes it: partial sum l has the products of k = l, l + LANES,
+// l + 2 LANES, ...; these LANES partial sums are added pairwise, as simd::sum does.
+
+// The first n lanes, or, where the compiler shall know that there is no tail, all.
+template <bool ALL>
+SIMD_INLINE vec load_some(const float* p, int n) {
+    return ALL ? simd::load(p) : simd::load_first(p, n);
+}
+
+// The next products of all sums: of LANES values of k, or n of them.
+template <bool ALL, int ROWS, int COLUMNS>
+SIMD_INLINE void add_products(const float* a, Index a_row, const float* b, Index depth, int n,
+                              vec (&sum)[ROWS][COLUMNS]) {
+    vec x[COLUMNS];
+    for (int j = 0; j < COLUMNS; j++) x[j] = load_some<ALL>(b + j * depth, n);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) {
+        const vec y = load_some<ALL>(a + r * a_row, n);
+#pragma GCC unroll 8
+        for (int j = 0; j < COLUMNS; j++) sum[r][j] = simd::fma(y, x[j], sum[r][j]);
+    }
+}
 
 // ROWS x COLUMNS numbers of C, which are `row` and `column` apart, from ROWS rows of A that lie in memory in their order
 // (k side by side). `b` has the columns of B one after the other, `depth` floats each.
 template <int ROWS, int COLUMNS>
 static void rows_by_dot(const float* a, Index a_row, const float* b, Index depth, float* c, Index row, Index column) {
     double total[ROWS][COLUMNS] = {};
+    float sums[ROWS][COLUMNS] = {};
     for (Index k0 = 0; k0 < depth; k0 += CHAIN * LANES) {
         const Index k1 = std::min(depth, k0 + CHAIN * LANES);
         vec sum[ROWS][COLUMNS] = {};
         Index k = k0;
-        for (; k + LANES <= k1; k += LANES) {
-            vec x[COLUMNS];
-            for (int j = 0; j < COLUMNS; j++) x[j] = simd::load(b + j * depth + k);
-#pragma GCC unroll 8
-            for (int r = 0; r < ROWS; r++) {
-                const vec y = simd::load(a + r * a_row + k);
-#pragma GCC unroll 8
-                for (int j = 0; j < COLUMNS; j++) sum[r][j] = simd::fma(y, x[j], sum[r][j]);
-            }
-        }
-        for (int r = 0; r < ROWS; r++)
-            for (int j = 0; j < COLUMNS; j++) {
-                float s = simd::sum(sum[r][j]);
-                for (Index q = k; q < k1; q++) s += a[r * a_row + q] * b[j * depth + q];
-                total[r][j] += s;
-            }
+        for (; k + LANES <= k1; k += LANES) add_products<true>(a + k, a_row, b + k, depth, LANES, sum);
+        if (k < k1) add_products<false>(a + k, a_row, b + k, depth, (int)(k1 - k), sum);
+        if (ROWS * COLUMNS == 8) simd::sum_8(sum[0], sums[0]);
+        else
+            for (int r = 0; r < ROWS; r++)
+                for (int j = 0; j < COLUMNS; j++) sums[r][j] = simd::sum(sum[r][j]);
+        if (depth > CHAIN * LANES)
+            for (int r = 0; r < ROWS; r++)
+                for (int j = 0; j < COLUMNS; j++) {
+                    total[r][j] += sums[r][j];
+                    sums[r][j] = (float)total[r][j];
+                }
     }
     for (int r = 0; r < ROWS; r++)
-        for (int j = 0; j < COLUMNS; j++) c[r * row + j * column] = (float)total[r][j];
+        for (int j = 0; j < COLUMNS; j++) c[r * row + j * column] = sums[r][j];
 }
 
-// The same for n columns.
-template <int ROWS>
-static void rows_by_dot(const float* a, Index a_row, const float* b, Index n, Index depth, float* c, Index row,
-                        Index column) {
-    Index j = 0;
-    for (; j + 2 <= n; j += 2) rows_by_dot<ROWS, 2>(a, a_row, b + j * depth, depth, c + j * column, row, column);
-    if (j < n) rows_by_dot<ROWS, 1>(a, a_row, b + j * depth, depth, c + j * column, row, column);
+// The same for any number of rows and n columns.
+static void rows_by_dot(const float* a, Index a_row, const float* b, Index rows, Index n, Index depth, float* c,
+                        Index row, Index column) {
+    for (Index j = 0; j < n; j += 2, b += 2 * depth, c += 2 * column) {
+        Index i = 0;
+        if (j + 1 < n)
+            for (; i + 4 <= rows; i += 4) rows_by_dot<4, 2>(a + i * a_row, a_row, b, depth, c + i * row, row, column);
+        else
+            for (; i + 8 <= rows; i += 8) rows_by_dot<8, 1>(a + i * a_row, a_row, b, depth, c + i * row, row, column);
+        for (; i < rows; i++)
+            for (Index q = 0; q < 2 && j + q < n; q++)
+                rows_by_dot<1, 1>(a + i * a_row, a_row, b + q * depth, depth, c + i * row + q * column, row, column);
+    }
 }
 
-// LANES rows of C from an A whose rows lie side by side (a column of A is contiguous) and are short. `b` has B's rows, n
-// floats each.
-template <int N>
-static void rows_by_column(const float* a, Index a_column, const float* b, Index rows, Index depth, float* c, Index row,
+// At most LANES rows of one column of C, from an A whose rows lie side by side (each of its columns is contiguous) and
+// from a column of B, `depth` floats.
+template <bool ALL>
+static void rows_by_lanes(const float* a, Index a_column, const float* b, int rows, Index depth, float* c, Index row) {
+    double total[LANES] = {};
+    for (Index k0 = 0; k0 < depth; k0 += CHAIN * LANES) {
+        const Index k1 = std::min(depth, k0 + CHAIN * LANES);
+        vec sum[LANES] = {};
+        Index k = k0;
+        for (; k + LANES <= k1; k += LANES)
+#pragma GCC unroll 16
+            for (int l = 0; l < LANES; l++)
+                sum[l] = simd::fma(load_some<ALL>(a + (k + l) * a_column, rows), simd::broadcast(b[k + l]), sum[l]);
+#pragma GCC unroll 16
+        for (int l = 0; l < LANES; l++)
+            if (k + l < k1)
+                sum[l] = simd::fma(load_some<ALL>(a + (k + l) * a_column, rows), simd::broadcast(b[k + l]), sum[l]);
+#pragma GCC unroll 4
+        for (int half = LANES / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+            for (int l = 0; l < half; l++) sum[l] += sum[l + half];
+        simd::add_to(total, sum[0]);
+    }
+    for (int r = 0; r < rows; r++) c[r * row] = (float)total[r];
+}
+
+// Rows i0 .. i1 - 1. `b` as above. Returns false when memory is short.
+static bool long_sums(Matrix a, const float* b, Index i0, Index i1, Index n, Index depth, float* c, Index row,
+                      Index column) {
+    if (a.row == 1 && a.column != 1) {
+        for (Index i = i0; i < i1; i += LANES) {
+            const int rows = (int)std::min<Index>(LANES, i1 - i);
+            const auto kernel = rows == LANES ? rows_by_lanes<true> : rows_by_lanes<false>;
+            for (Index j = 0; j < n; j++)
+                kernel(a.at(i, 0), a.column, b + j * depth, rows, depth, c + i * row + j * column, row);
+        }
+        return true;
+    }
+    Matrix rows = {a.at(i0, 0), a.row, 1};
+    Workspace copy(a.column == 1 ? 0 : (i1 - i0) * depth);
+    if (!copy.data) return false;
+    if (a.column != 1) {
+        for (Index i = i0; i < i1; i++)
+            for (Index k = 0; k < depth; k++) copy.data[(i - i0) * depth + k] = *a.at(i, k);
+        rows = Matrix{copy.data, depth, 1};
+    }
+    rows_by_dot(rows.data, rows.row, b, i1 - i0, n, depth, c + i0 * row, row, column);
+    return true;
+}
+
+// ---- at most NARROW columns, short sums ----
+
+constexpr Index SHORT = 4 * LANES;    // products in the longest of them
+
+// Up to GROUPS * LANES rows of C from an A whose rows lie side by side. `b` has B's rows, N floats each. In order: sums
+// of PART products, then the sum of these.
+template <int N, int GROUPS>
+static void rows_by_column(const float* a, Index a_column, const float* b, Index depth, float* c, Index rows, Index row,
                            Index column) {
-    constexpr Index PART = 16;    // products in a partial sum
-    vec total[N] = {};
+    constexpr Index PART = 16;
+    vec total[GROUPS][N] = {};
     for (Index k0 = 0; k0 < depth; k0 += PART) {
         const Index k1 = std::min(depth, k0 + PART);
-        vec sum[N] = {};
-        for (Index k = k0; k < k1; k++) {
-            const float* p = a + k * a_column;
-            const vec x = rows == LANES ? simd::load(p) : simd::load_first(p, (int)rows);
+        vec sum[GROUPS][N] = {};
+        for (Index k = k0; k < k1; k++)
+#pragma GCC unroll 4
+            for (int g = 0; g < GROUPS; g++) {
+                const vec x = simd::load(a + k * a_column + g * LANES);
 #pragma GCC unroll 8
-            for (int j = 0; j < N; j++) sum[j] = simd::fma(x, simd::broadcast(b[k * N + j]), sum[j]);
-        }
-        for (int j = 0; j < N; j++) total[j] += sum[j];
+                for (int j = 0; j < N; j++) sum[g][j] = simd::fma(x, simd::broadcast(b[k * N + j]), sum[g][j]);
+            }
+        for (int g = 0; g < GROUPS; g++)
+            for (int j = 0; j < N; j++) total[g][j] += sum[g][j];
     }
-    for (int j = 0; j < N; j++)
-        for (Index r = 0; r < rows; r++) c[r * row + j * column] = total[j][r];
+    for (int g = 0; g < GROUPS; g++)
+        for (int j = 0; j < N; j++)
+            for (Index r = g * LANES; r < rows && r < (g + 1) * LANES; r++)
+                c[r * row + j * column] = total[g][j][r - g * LANES];
 }
 
-typedef void (*RowsByColumn)(const float*, Index, const float*, Index, Index, float*, Index, Index);
+// Up to BLOCK rows; those of `a` are there up to whole vectors.
+template <int N>
+static void short_sums(const float* a, Index a_column, const float* b, Index depth, float* c, Index rows, Index row,
+                       Index column) {
+    constexpr int GROUPS = N == 1 ? 4 : N <= 3 ? 2 : 1;    // sums at a time that hide the latency of fma
+    Index i = 0;
+    for (; i + (GROUPS - 1) * LANES < rows; i += GROUPS * LANES)
+        rows_by_column<N, GROUPS>(a + i, a_column, b, depth, c + i * row, rows - i, row, column);
+    for (; i < rows; i += LANES)
+        rows_by_column<N, 1>(a + i, a_column, b, depth, c + i * row, rows - i, row, column);
+}
+
+typedef void (*ShortSums)(const float*, Index, const float*, Index, float*, Index, Index, Index);
 
 template <int N>
-struct NarrowKernels {
-    static RowsByColumn find(Index n) { return n == N ? rows_by_column<N> : NarrowKernels<N - 1>::find(n); }
+struct ShortKernels {
+    static ShortSums find(Index n) { return n == N ? short_sums<N> : ShortKernels<N - 1>::find(n); }
 };
 template <>
-struct NarrowKernels<0> {
-    static RowsByColumn find(Index) { return NULL; }
+struct ShortKernels<0> {
+    static ShortSums find(Index) { return NULL; }
 };
+
+// The rows of a block side by side in `columns`, [depth][BLOCK], unless they are.
+static Matrix side_by_side(Matrix a, Index rows, Index depth, float* columns) {
+    if (a.row == 1 && rows % LANES == 0) return a;
+    if (a.column == 1) simd::transpose(a.data, a.row, rows, depth, columns, BLOCK);
+    else
+        for (Index k = 0; k < depth; k++)
+            for (Index i = 0; i < rows; i++) columns[k * BLOCK + i] = *a.at(i, k);
+    return Matrix{columns, 1, BLOCK};
+}
 
 // C = A B with n <= NARROW columns; C's elements are `row` and `column` apart. Returns false when memory is short.
 static bool narrow_product(Matrix a, Matrix b, Index m, Index n, Index depth, float* c, Index row, Index column) {
-    const bool by_column = depth < 4 * LANES;
+    const bool are_short = n > 1 && depth < SHORT;
     Workspace packed(n * depth);
     if (!packed.data) return false;
-    for (Index k = 0; k < depth; k++)
-        for (Index j = 0; j < n; j++) packed.data[by_column ? k * n + j : j * depth + k] = *b.at(k, j);
-    constexpr Index BLOCK = 64;    // rows
-    const int threads = threads_for((double)m * n * depth);
-    bool done = true;
-#ifdef _OPENMP
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1) reduction(&& : done)
-#endif
-    for (Index i0 = 0; i0 < m; i0 += BLOCK) {
+    if (are_short)
+        for (Index k = 0; k < depth; k++)
+            for (Index j = 0; j < n; j++) packed.data[k * n + j] = *b.at(k, j);
+    else if (b.column == 1) simd::transpose(b.data, b.row, depth, n, packed.data, depth);
+    else
+        for (Index j = 0; j < n; j++)
+            for (Index k = 0; k < depth; k++) packed.data[j * depth + k] = *b.at(k, j);
+    return in_parallel(threads_for((double)m * n * depth), m, BLOCK, [=, &packed](Index i0) {
         const Index i1 = std::min(m, i0 + BLOCK);
-        if (by_column) {
-            const RowsByColumn kernel = NarrowKernels<(int)NARROW>::find(n);
-            float columns[4 * LANES * BLOCK];
-            Matrix block = {a.at(i0, 0), 1, a.column};
-            if (a.row != 1) {
-                for (Index k = 0; k < depth; k++)
-                    for (Index i = i0; i < i1; i++) columns[k * BLOCK + i - i0] = *a.at(i, k);
-                block = Matrix{columns, 1, BLOCK};
-            }
-            for (Index i = i0; i < i1; i += LANES)
-                kernel(block.at(i - i0, 0), block.column, packed.data, std::min<Index>(LANES, i1 - i), depth,
-                       c + i * row, row, column);
-            continue;
-        }
-        Matrix rows = {a.at(i0, 0), a.row, 1};
-        Workspace copy(a.column == 1 ? 0 : (i1 - i0) * depth);
-        if (a.column != 1) {
-            done = done && copy.data;
-            if (!copy.data) continue;
-            if (a.row == 1)
-                simd::transpose(a.at(i0, 0), a.column, depth, i1 - i0, copy.data, depth);
-            else
-                for (Index i = i0; i < i1; i++)
-                    for (Index k = 0; k < depth; k++) copy.data[(i - i0) * depth + k] = *a.at(i, k);
-            rows = Matrix{copy.data, depth, 1};
-        }
-        Index i = i0;
-        for (; i + 4 <= i1; i += 4)
-            rows_by_dot<4>(rows.at(i - i0, 0), rows.row, packed.data, n, depth, c + i * row, row, column);
-        for (; i < i1; i++)
-            rows_by_dot<1>(rows.at(i - i0, 0), rows.row, packed.data, n, depth, c + i * row, row, column);
-    }
-    (void)threads;
-    return done;
+        if (!are_short) return long_sums(a, packed.data, i0, i1, n, depth, c, row, column);
+        alignas(64) float columns[SHORT * BLOCK];
+        const Matrix block = side_by_side(Matrix{a.at(i0, 0), a.row, a.column}, i1 - i0, depth, columns);
+        ShortKernels<(int)NARROW>::find(n)(block.data, block.column, packed.data, depth, c + i0 * row, i1 - i0, row,
+                                           column);
+        return true;
+    });
 }
 
 // ---- at most SHALLOW columns of A ----
 
+// Some rows of C, `c_row` apart.
 template <int K>
-static void shallow_row(const float* x, const float* b, Index b_row, Index n, float* c) {
-    vec xk[K];
-    for (int k = 0; k < K; k++) xk[k] = simd::broadcast(x[k]);
-    Index j = 0;
-    for (; j + LANES <= n; j += LANES) {
-        vec sum = xk[0] * simd::load(b + j);
+static void shallow_rows(Matrix a, const float* b, Index b_row, Index rows, Index n, float* c, Index c_row) {
+    if (n <= LANES) {    // B fits into registers
+        vec bk[K];
+        for (int k = 0; k < K; k++) bk[k] = simd::load_first(b + k * b_row, (int)n);
+        for (Index i = 0; i < rows; i++) {
+            vec sum = simd::broadcast(*a.at(i, 0)) * bk[0];
 #pragma GCC unroll 8
-        for (int k = 1; k < K; k++) sum = simd::fma(xk[k], simd::load(b + k * b_row + j), sum);
-        simd::store(c + j, sum);
+            for (int k = 1; k < K; k++) sum = simd::fma(simd::broadcast(*a.at(i, k)), bk[k], sum);
+            simd::store_first(c + i * c_row, sum, (int)n);
+        }
+        return;
     }
-    for (; j < n; j++) {
-        float sum = x[0] * b[j];
-        for (int k = 1; k < K; k++) sum += x[k] * b[k * b_row + j];
-        c[j] = sum;
+    for (Index i = 0; i < rows; i++, c += c_row) {
+        vec xk[K];
+        for (int k = 0; k < K; k++) xk[k] = simd::broadcast(*a.at(i, k));
+        Index j = 0;
+        for (; j + LANES <= n; j += LANES) {
+            vec sum = xk[0] * simd::load(b + j);
+#pragma GCC unroll 8
+            for (int k = 1; k < K; k++) sum = simd::fma(xk[k], simd::load(b + k * b_row + j), sum);
+            simd::store(c + j, sum);
+        }
+        if (j == n) continue;
+        const int rest = (int)(n - j);
+        vec sum = xk[0] * simd::load_first(b + j, rest);
+#pragma GCC unroll 8
+        for (int k = 1; k < K; k++) sum = simd::fma(xk[k], simd::load_first(b + k * b_row + j, rest), sum);
+        simd::store_first(c + j, sum, rest);
     }
 }
 
-typedef void (*ShallowRow)(const float*, const float*, Index, Index, float*);
+typedef void (*ShallowRows)(Matrix, const float*, Index, Index, Index, float*, Index);
 
 template <int K>
 struct ShallowKernels {
-    static ShallowRow find(Index k) { return k == K ? shallow_row<K> : ShallowKernels<K - 1>::find(k); }
+    static ShallowRows find(Index k) { return k == K ? shallow_rows<K> : ShallowKernels<K - 1>::find(k); }
 };
 template <>
 struct ShallowKernels<0> {
-    static ShallowRow find(Index) { return NULL; }
+    static ShallowRows find(Index) { return NULL; }
 };
 
 // C = A B with 1 <= depth <= SHALLOW. Returns false when memory is short.
@@ -185,18 +280,14 @@ static bool shallow_product(Matrix a, Matrix b, Index m, Index n, Index depth, f
             for (Index j = 0; j < n; j++) packed.data[k * n + j] = *b.at(k, j);
         b = Matrix{packed.data, n, 1};
     }
-    const ShallowRow kernel = ShallowKernels<(int)SHALLOW>::find(depth);
-    const int threads = threads_for((double)m * n * depth);
-#ifdef _OPENMP
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-#endif
-    for (Index i = 0; i < m; i++) {
-        float x[SHALLOW];
-        for (Index k = 0; k < depth; k++) x[k] = *a.at(i, k);
-        kernel(x, b.data, b.row, n, c + i * n);
-    }
-    (void)threads;
-    return true;
+    const ShallowRows kernel = ShallowKernels<(int)SHALLOW>::find(depth);
+    constexpr Index STRIP = 32 * LANES;    // columns: that part of B's rows stays in the first-level cache
+    return in_parallel(threads_for((double)m * n * depth), m, BLOCK, [=](Index i) {
+        for (Index j = 0; j < n; j += STRIP)
+            kernel(Matrix{a.at(i, 0), a.row, a.column}, b.data + j, b.row, std::min(BLOCK, m - i),
+                   std::min(STRIP, n - j), c + i * n + j, n);
+        return true;
+    });
 }
 
 // ---- which one, if any ----
@@ -213,7 +304,7 @@ static inline bool is_narrow(Index m, Index n, Index depth) {
 // C[m x n] = A[m x depth] B[depth x n] where is_narrow(m, n, depth). Returns false when memory is short.
 static inline bool short_product(Matrix a, Matrix b, Index m, Index n, Index depth, float* c) {
     if (!m || !n) return true;
-    if (depth <= SHALLOW && n >= 2 * LANES) return shallow_product(a, b, m, n, depth, c);
+    if (depth <= SHALLOW && n >= NARROW) return shallow_product(a, b, m, n, depth, c);
     if (n <= NARROW) return narrow_product(a, b, m, n, depth, c, n, 1);
     if (m <= NARROW)
         return narrow_product(Matrix{b.data, b.column, b.row}, Matrix{a.data, a.column, a.row}, n, m, depth, c, 1, n);

@@ -200,6 +200,37 @@ SIMD_INLINE float sum(vec a) {
     return s[0];
 }
 
+// out[i] = sum(a[i]) of eight vec: the halves of two vec side by side, and so on.
+SIMD_INLINE void sum_8(const vec* a, float* out) {
+#if SIMD_AVX512
+    __m512 b[4], c[2];
+    for (int i = 0; i < 4; i++)
+        b[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x44),
+                             _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xee));
+    for (int i = 0; i < 2; i++)
+        c[i] = _mm512_add_ps(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88),
+                             _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd));
+    __m512 d = _mm512_add_ps(_mm512_shuffle_ps(c[0], c[1], 0x44), _mm512_shuffle_ps(c[0], c[1], 0xee));
+    d = _mm512_add_ps(d, _mm512_shuffle_ps(d, d, 0xb1));
+    const __m512i sums = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm256_storeu_ps(out, _mm512_castps512_ps256(_mm512_permutexvar_ps(sums, d)));
+#elif SIMD_AVX
+    __m256 b[4], c[2];
+    for (int i = 0; i < 4; i++)
+        b[i] = _mm256_add_ps(_mm256_permute2f128_ps(a[2 * i], a[2 * i + 1], 0x20),
+                             _mm256_permute2f128_ps(a[2 * i], a[2 * i + 1], 0x31));
+    for (int i = 0; i < 2; i++)
+        c[i] = _mm256_add_ps(_mm256_shuffle_ps(b[2 * i], b[2 * i + 1], 0x44),
+                             _mm256_shuffle_ps(b[2 * i], b[2 * i + 1], 0xee));
+    const __m256 d = _mm256_add_ps(_mm256_shuffle_ps(c[0], c[1], 0x88), _mm256_shuffle_ps(c[0], c[1], 0xdd));
+    const __m128 even = _mm256_castps256_ps128(d), odd = _mm256_extractf128_ps(d, 1);
+    _mm_storeu_ps(out, _mm_unpacklo_ps(even, odd));
+    _mm_storeu_ps(out + 4, _mm_unpackhi_ps(even, odd));
+#else
+    for (int i = 0; i < 8; i++) out[i] = sum(a[i]);
+#endif
+}
+
 // The largest lane.
 SIMD_INLINE float largest(vec a) {
     float m = a[0];

@@ -141,7 +141,8 @@ def test_narrow_and_shallow_products_at_every_width(kernels):
 
 def test_narrow_products_have_the_same_bits_in_any_layout(kernels):
     random = np.random.RandomState(8)
-    for m, depth, n in [(33, 100, 3), (100, 20, 8), (5, 200, 70), (40, 8, 40), (70, 1000, 10)]:
+    for m, depth, n in [(33, 100, 3), (100, 20, 8), (5, 200, 70), (40, 8, 40), (70, 1000, 10), (77, 53, 1),
+                        (1, 300, 41), (9, 5, 1), (2, 40000, 1), (40, 7, 9), (3, 1857, 18)]:
         a, b = random.randn(m, depth).astype('float32'), random.randn(depth, n).astype('float32')
         expected = multiply(kernels.product_of, a, b)
         for left in a, np.asfortranarray(a), np.repeat(a, 2, axis=1)[:, ::2]:
