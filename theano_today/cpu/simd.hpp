@@ -84,13 +84,24 @@ SIMD_INLINE vec broadcast(float x) { return x - vec{}; }    // x - 0 is x for ev
 SIMD_INLINE uvec broadcast(uint32_t x) { return x + uvec{}; }
 
 // The first n lanes (0 <= n <= LANES) from or to memory, the other lanes zero or untouched: tails of rows.
+#if SIMD_AVX
+SIMD_INLINE __m256i first_lanes(int n) {
+    static const int32_t lanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256((const __m256i*)(lanes + 8 - n));
+}
+#endif
+
 SIMD_INLINE vec load_first(const float* p, int n) {
 #if SIMD_AVX512
     return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#elif SIMD_AVX
+    return _mm256_maskload_ps(p, first_lanes(n));
 #else
-    vec v = {};
     if (n == LANES) return load(p);
-    for (int l = 0; l < n; l++) v[l] = p[l];
+    vec v = {};
+#pragma GCC unroll 16
+    for (int l = 0; l < LANES - 1; l++)    // each l is a constant: v stays in its register
+        if (l < n) v[l] = p[l];
     return v;
 #endif
 }
@@ -98,9 +109,13 @@ SIMD_INLINE vec load_first(const float* p, int n) {
 SIMD_INLINE void store_first(float* p, vec v, int n) {
 #if SIMD_AVX512
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
+#elif SIMD_AVX
+    _mm256_maskstore_ps(p, first_lanes(n), v);
 #else
     if (n == LANES) return store(p, v);
-    for (int l = 0; l < n; l++) p[l] = v[l];
+#pragma GCC unroll 16
+    for (int l = 0; l < LANES - 1; l++)
+        if (l < n) p[l] = v[l];
 #endif
 }
 
@@ -226,6 +241,12 @@ SIMD_INLINE void sum_8(const vec* a, float* out) {
     const __m128 even = _mm256_castps256_ps128(d), odd = _mm256_extractf128_ps(d, 1);
     _mm_storeu_ps(out, _mm_unpacklo_ps(even, odd));
     _mm_storeu_ps(out + 4, _mm_unpackhi_ps(even, odd));
+#elif SIMD_SSE
+    for (int i = 0; i < 8; i += 4) {
+        const __m128 b = _mm_add_ps(_mm_shuffle_ps(a[i], a[i + 1], 0x44), _mm_shuffle_ps(a[i], a[i + 1], 0xee));
+        const __m128 c = _mm_add_ps(_mm_shuffle_ps(a[i + 2], a[i + 3], 0x44), _mm_shuffle_ps(a[i + 2], a[i + 3], 0xee));
+        _mm_storeu_ps(out + i, _mm_add_ps(_mm_shuffle_ps(b, c, 0x88), _mm_shuffle_ps(b, c, 0xdd)));
+    }
 #else
     for (int i = 0; i < 8; i++) out[i] = sum(a[i]);
 #endif
