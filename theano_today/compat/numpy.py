@@ -12,6 +12,7 @@ import builtins
 import copyreg
 import functools
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -33,6 +34,20 @@ def _asscalar():
     """np.asscalar: deprecated in NumPy 1.16, removed in 1.23."""
     if 'asscalar' not in vars(np):
         np.asscalar = lambda a: a.item()
+
+
+@beforehand
+def _stacks_of_iterators():
+    """np.vstack(x for x in ...), np.hstack(map(...)): deprecated in NumPy 1.16, an error since 1.24."""
+    def of_iterators(stack):
+        @functools.wraps(stack)
+        def stack_all(*args, **kwargs):
+            if args and isinstance(args[0], Iterator):
+                args = (list(args[0]),) + args[1:]
+            return stack(*args, **kwargs)
+        return stack_all
+    for name in ('vstack', 'hstack', 'dstack', 'column_stack', 'stack'):
+        setattr(np, name, of_iterators(getattr(np, name)))
 
 
 # numpy.distutils: deprecated in NumPy 1.23, gone in Python 3.12.  Theano asks it for the folder of

@@ -215,3 +215,22 @@ def test_random_states_in_pickles():
 
 def test_asscalar():
     assert np.asscalar(np.array([3.5])) == 3.5
+
+
+@pytest.mark.parametrize('name', ['vstack', 'hstack', 'dstack', 'column_stack', 'stack'])
+def test_stacks_of_iterators(name):
+    """As scripts of Python 2, whose map was a list, and of early NumPy have them."""
+    stack, arrays = getattr(np, name), [np.arange(3), np.ones(3)]
+    expected = stack(arrays)
+    np.testing.assert_array_equal(stack(array for array in arrays), expected)
+    np.testing.assert_array_equal(stack(map(np.copy, arrays)), expected)
+    if name in ('vstack', 'hstack', 'stack'):
+        assert stack(tuple(arrays), dtype='float32').dtype == 'float32'
+    assert pickle.loads(pickle.dumps(stack)) is stack
+    with pytest.raises(ValueError):
+        stack(iter([]))
+
+
+def test_other_peoples_arrays_are_stacked_by_themselves():
+    da = pytest.importorskip('dask.array')
+    assert isinstance(np.vstack([da.ones(3), da.ones(3)]), da.Array)
