@@ -372,7 +372,8 @@ class Worker:
         self.process = subprocess.Popen(
             shlex.split(self.configuration.python) + [os.path.abspath(__file__), '--worker'],
             env=dict(os.environ, THEANO_FLAGS=flags), start_new_session=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+            bufsize=0)  # or `close` would write to a process that is gone
         self.buffer = b''
 
     def stop(self):
@@ -399,7 +400,6 @@ class Worker:
             seconds += SECONDS_TO_START
         try:
             self.process.stdin.write(json.dumps([what, name]).encode() + b'\n')
-            self.process.stdin.flush()
         except BrokenPipeError:
             pass  # noticed below
         deadline = time.monotonic() + seconds

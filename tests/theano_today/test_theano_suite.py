@@ -3,6 +3,7 @@
 All of them: ``python tests/theano_suite.py``.
 """
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -114,6 +115,15 @@ def test_what_the_runner_says(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match='other settings'):
         os.rename(path, str(path) + '.part')
         theano_suite.Results(str(path), {'floatX': 'float64'})
+
+
+def test_a_worker_that_somebody_kills_is_replaced():
+    worker = theano_suite.Worker(theano_suite.WITH_ENGINE, 'float32')
+    worker.start()
+    os.killpg(worker.process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, worker.process.pid, os.WEXITED | os.WNOWAIT)
+    assert worker.ask('run', TESTS[0], 60) == ('crash', 'SIGKILL: ')
+    assert worker.process is None  # the next request starts another
 
 
 def test_sample_is_the_same_whatever_else_there_is():
