@@ -136,6 +136,29 @@ def test_products_call_pips_blas(tmp_path):
     assert process.stdout == 'right\n', process.stderr
 
 
+CHILD = '''
+import theano_today, theano, numpy as np, theano.tensor as T
+x = T.dmatrix()
+print(theano.config.gcc.cxxflags)
+print(theano.function([x], T.dot(x, x))(np.eye(2) * 3).tolist())
+'''
+
+
+def test_a_process_that_inherits_our_flags_calls_pips_blas(tmp_path):
+    """Also where the program that starts it has added a flag of its own."""
+    (tmp_path / 'child.py').write_text(CHILD)
+    process = run("""
+        import os, subprocess, sys, theano_today, theano
+        ours = theano.config.gcc.cxxflags
+        for added, expected in ('', ours), (',gcc.cxxflags=-O0', (ours + ' -O0').strip()):
+            env = dict(os.environ, THEANO_FLAGS=os.environ['THEANO_FLAGS'] + added)
+            printed = subprocess.check_output([sys.executable, 'child.py'], env=env, text=True)
+            assert printed.splitlines() == [expected, '[[9.0, 0.0], [0.0, 9.0]]'], printed
+        print('right')
+        """, tmp_path)
+    assert process.stdout == 'right\n', process.stderr
+
+
 def test_paths_with_spaces(tmp_path):
     """A compile directory and a virtual environment in folders with spaces in their names."""
     folder = tmp_path / 'my programs'

@@ -102,10 +102,12 @@ def _set_flags():
     """Add our flags to THEANO_FLAGS where the user has not decided otherwise."""
     flags = default_flags()
     theirs = {name: _user_flag(name) for name in flags}
-    if theirs['blas.ldflags'] is not None:
-        flags.pop('gcc.cxxflags', None)  # it names the routines of our BLAS
-    elif theirs.get('gcc.cxxflags') is not None:
-        # Our BLAS needs these whatever else the user tells the compiler.
+    ours = flags.get('gcc.cxxflags')  # the names of the routines of our BLAS
+    if theirs['blas.ldflags'] not in (None, flags['blas.ldflags']):
+        flags.pop('gcc.cxxflags', None)
+    elif ours and theirs['gcc.cxxflags'] is not None and ours not in theirs['gcc.cxxflags']:
+        # Our BLAS needs these whatever else the user tells the compiler; also in a process that has
+        # inherited our flags from another.
         flags['gcc.cxxflags'] += ' ' + theirs.pop('gcc.cxxflags')
     items = [name + '=' + shlex.quote(value) for name, value in flags.items()
              if theirs.get(name) is None]
