@@ -36,10 +36,7 @@ struct ListKernel {
                 for (int v = 0; v < V; v++) acc[r][v] = fma(g, load(p + r * base_row + v * LANES), acc[r][v]);
         }
         for (int r = 0; r < R; r++)
-            for (int v = 0; v < V; v++) {
-                float* o = out + r * out_row + v * LANES;
-                store(o, load(o) + acc[r][v]);
-            }
+            for (int v = 0; v < V; v++) add_to(out + r * out_row + v * LANES, acc[r][v]);
     }
 };
 
@@ -65,10 +62,7 @@ struct RowKernel {
                     for (int s = 0; s < S; s++) acc[r][s] = fma(g, broadcast(image[r * image_row + s]), acc[r][s]);
             }
             for (int r = 0; r < R; r++)
-                for (int s = 0; s < S; s++) {
-                    float* o = out + r * out_row + s * out_float;
-                    store(o, load(o) + acc[r][s]);
-                }
+                for (int s = 0; s < S; s++) add_to(out + r * out_row + s * out_float, acc[r][s]);
         }
     }
 };
@@ -149,10 +143,7 @@ SIMD_INLINE void accumulate(const Pieces<ListKernel>::Piece& p, const Entry* lis
     alignas(64) float sum[ACCUMULATORS * LANES] = {};
     for (; n > 0; n -= PART, list += PART) p.run(list, n < PART ? n : PART, base, base_row, sum, width);
     for (int r = 0; r < p.rows; r++)
-        for (long k = 0; k < width; k += LANES) {
-            float* o = out + r * out_row + k;
-            store(o, load(o) + load(sum + r * width + k));
-        }
+        for (long k = 0; k < width; k += LANES) add_to(out + r * out_row + k, load(sum + r * width + k));
 }
 
 // The same of a whole filter, [KH].
@@ -192,7 +183,7 @@ static void dense_gradient(const Layer& l, const float* g, const uint8_t* masks,
                     for (long j = columns.begin; j < columns.end; j++) {
                         const long position = (i - rows.start) * l.pool_w + j - columns.start;
                         float* d = dz + (i * l.OW + j) * l.O_stride + c;
-                        store(d, load(d) + select(load_bits(planes + position * l.plane_bytes, (int)c), v));
+                        add_to(d, select(load_bits(planes + position * l.plane_bytes, (int)c), v));
                     }
             }
         }
@@ -226,7 +217,7 @@ static void dense_gradient_exact(const Layer& l, const Filters& f, const float* 
                     for (long j = columns.begin; j < columns.end; j++) {
                         const vec r = relu_exact(l.relu, load(zc + (i * l.OW + j) * width));
                         float* d = dz + (i * l.OW + j) * l.O_stride + c;
-                        store(d, load(d) + (l.positions == 1 ? v : select(to_bits(r == m), v)));
+                        add_to(d, l.positions == 1 ? v : select(to_bits(r == m), v));
                     }
             }
         if (l.relu)

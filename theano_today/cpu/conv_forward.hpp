@@ -82,7 +82,7 @@ static void conv_rows_part(const Layer& l, const FilterPart& part, const float* 
             long n = small + (t < larger);
             (t < larger ? kernel_larger : kernel)(l, part, p, w, bias ? bias : none, bias ? out : sums, NR * LANES);
             if (!bias)
-                for (long i = 0; i < n * NR * LANES; i += LANES) store(out + i, load(out + i) + load(sums + i));
+                for (long i = 0; i < n * NR * LANES; i += LANES) add_to(out + i, load(sums + i));
             p += n * l.stride_w * l.C;
             out += n * NR * LANES;
         }

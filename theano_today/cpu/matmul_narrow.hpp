@@ -227,6 +227,15 @@ static bool narrow_product(Matrix a, Matrix b, Index m, Index n, Index depth, fl
 
 // ---- at most SHALLOW columns of A ----
 
+// LANES numbers of a row of C, or n, from a row of A, `x`.
+template <bool ALL, int K>
+SIMD_INLINE vec shallow_sum(const vec (&x)[K], const float* b, Index b_row, int n) {
+    vec sum = x[0] * load_some<ALL>(b, n);
+#pragma GCC unroll 8
+    for (int k = 1; k < K; k++) sum = simd::fma(x[k], load_some<ALL>(b + k * b_row, n), sum);
+    return sum;
+}
+
 // Some rows of C, `c_row` apart.
 template <int K>
 static void shallow_rows(Matrix a, const float* b, Index b_row, Index rows, Index n, float* c, Index c_row) {
@@ -242,21 +251,12 @@ static void shallow_rows(Matrix a, const float* b, Index b_row, Index rows, Inde
         return;
     }
     for (Index i = 0; i < rows; i++, c += c_row) {
-        vec xk[K];
-        for (int k = 0; k < K; k++) xk[k] = simd::broadcast(*a.at(i, k));
+        vec x[K];
+        for (int k = 0; k < K; k++) x[k] = simd::broadcast(*a.at(i, k));
         Index j = 0;
-        for (; j + LANES <= n; j += LANES) {
-            vec sum = xk[0] * simd::load(b + j);
-#pragma GCC unroll 8
-            for (int k = 1; k < K; k++) sum = simd::fma(xk[k], simd::load(b + k * b_row + j), sum);
-            simd::store(c + j, sum);
-        }
-        if (j == n) continue;
+        for (; j + LANES <= n; j += LANES) simd::store(c + j, shallow_sum<true, K>(x, b + j, b_row, LANES));
         const int rest = (int)(n - j);
-        vec sum = xk[0] * simd::load_first(b + j, rest);
-#pragma GCC unroll 8
-        for (int k = 1; k < K; k++) sum = simd::fma(xk[k], simd::load_first(b + k * b_row + j, rest), sum);
-        simd::store_first(c + j, sum, rest);
+        if (rest) simd::store_first(c + j, shallow_sum<false, K>(x, b + j, b_row, rest), rest);
     }
 }
 

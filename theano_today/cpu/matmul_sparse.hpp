@@ -121,7 +121,7 @@ static inline void add_list(const Entry* list, Index n, const float* panel, floa
         for (Index v = 0; v < SUMS; v++) sum[v] = simd::fma(value, simd::load(row + v * LANES), sum[v]);
     }
 #pragma GCC unroll 8
-    for (Index v = 0; v < SUMS; v++) simd::store(sums + v * LANES, simd::load(sums + v * LANES) + sum[v]);
+    for (Index v = 0; v < SUMS; v++) simd::add_to(sums + v * LANES, sum[v]);
 }
 
 static inline bool all_finite(const float* p, Index n) {    // n is a multiple of WIDTH

@@ -53,6 +53,8 @@ SIMD_INLINE vec load(const float* p) {    // any alignment
 
 SIMD_INLINE void store(float* p, vec v) { memcpy(p, &v, sizeof v); }
 
+SIMD_INLINE void add_to(float* p, vec v) { store(p, load(p) + v); }
+
 // p[i] += v[i] in float64.
 SIMD_INLINE void add_to(double* p, vec v) {
 #if SIMD_AVX512
