@@ -19,6 +19,7 @@
 //
 //     layer.hpp           sizes and options, images
 //     conv_layer.hpp      memory layout, packed filters
+//     conv_few.hpp        layers of few filters
 //     conv_forward.hpp    out and masks: conv_tile is the micro-kernel, pool_window what follows it
 //     conv_backward.hpp   dx, dw, db: Walk makes the lists, ListKernel is the micro-kernel
 #pragma once

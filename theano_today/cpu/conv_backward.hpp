@@ -128,8 +128,8 @@ struct Plan {
     Pieces<RowKernel> rows;
     bool few;    // dw by RowKernel: a filter is so small that its lists would cost more than they save
 
-    void make(const Layer& l) {
-        few = l.KH * l.segment <= 32;
+    void make(const Layer& l, bool few_filters) {
+        few = few_filters || l.KH * l.segment <= 32;
         lists.plan(l.KH, l.segment_stride / LANES);
         if (few) rows.plan(l.KH, l.segment);
     }
@@ -400,12 +400,51 @@ class Sums {
             }
     }
 
+    // A whole image, of a layer of few filters.
+    void add_few(const Filters& f, const Image& x, const uint8_t* masks, const Image& g, const Image& dx, bool with_dw) {
+        backward_few(l, f.few, x, masks, g, dx, with_dw ? whole : NULL, l.O_stride, db);
+    }
+
     // One number of dw (that of float k in row i of filter o) and of db, from the memory of sums that are finished.
     static double dw(const Layer& l, const Plan& plan, const double* memory, long o, long i, long k) {
         const double* whole = memory + l.O_stride;
         return plan.few ? whole[(i * l.segment + k) * l.O_stride + o] : whole[(o * l.KH + i) * l.segment_stride + k];
     }
     static double db_of(const double* memory, long o) { return memory[o]; }
+};
+
+// The gradient of an image's output, [PH][PW][O] with whole vectors to be read, some rows at a time.
+class GradientRows {
+    const Layer& l;
+    const Image g;
+    const bool as_it_is;
+    long begin = 0, end = 0;    // of the rows in `copy`
+    float* copy = NULL;
+
+   public:
+    GradientRows(const Layer& l, const Image& g)
+        : l(l), g(g), as_it_is(l.O % LANES == 0 && is_channels_last(g, l.O, l.PH, l.PW)) {}
+
+    // Row y; rows are asked for in their order.
+    const float* row(long y) {
+        if (as_it_is) return g.data + y * l.PW * l.O;
+        if (y == end) {
+            const long FLOATS = 16 << 10;
+            const long rows = FLOATS / (l.PW * l.O + 1) + 1;
+            begin = y, end = y + rows < l.PH ? y + rows : l.PH;
+            copy = scratch().gradient.get<float>((end - begin) * l.PW * l.O + LANES);
+            to_channels_last(Image{g.data + y * g.h, g.c, g.h, g.w}, l.O, end - begin, l.PW, copy, l.PW * l.O);
+        }
+        return copy + (y - begin) * l.PW * l.O;
+    }
+
+    // All rows.
+    const float* all() {
+        if (as_it_is) return g.data;
+        copy = scratch().gradient.get<float>(l.PH * l.PW * l.O + LANES);
+        to_channels_last(g, l.O, l.PH, l.PW, copy, l.PW * l.O);
+        return copy;
+    }
 };
 
 // The walk over the conv outputs of one image.
@@ -426,6 +465,7 @@ class Walk {
         int32_t* offsets;   // of the pixels that the maximum saw, [O_stride]
         double* db;         // sums of the gradients, [O_stride]
         uint8_t* alive;     // the filters whose gradient is not zero, [plane_bytes]
+        float* part;        // a part of db, [O_stride]
     };
 
     int32_t offset_of(long y, long x) const { return (int32_t)(y * l.stride_h * row + x * l.stride_w * l.C); }
@@ -433,9 +473,9 @@ class Walk {
     Strip strip(long most) const { return Strip(l, most, dx != NULL, with_dw && !plan.few); }
 
     Window window() const {
-        float* p = scratch().window.get<float>(2 * l.O_stride + l.plane_bytes);
-        memset(p, 0, 2 * l.O_stride * sizeof(float) + l.plane_bytes);
-        return Window{p, (int32_t*)(p + l.O_stride), sums.db, (uint8_t*)(p + 2 * l.O_stride)};
+        float* p = scratch().window.get<float>(3 * l.O_stride + l.plane_bytes);
+        memset(p, 0, 3 * l.O_stride * sizeof(float) + l.plane_bytes);
+        return Window{p, (int32_t*)(p + l.O_stride), sums.db, (uint8_t*)(p + 3 * l.O_stride), p + 2 * l.O_stride};
     }
 
     // How many rows of `columns` windows, of `height` conv rows each, make a strip. That
@@ -494,6 +534,29 @@ class Walk {
         return ties;
     }
 
+    // A row of windows of one position each, for what `window_row` does: without pooling.
+    void plain_row(long y, const float* g, const uint8_t* masks, const Window& window, Strip& strip, float* dz) const {
+        const Layer l = this->l;    // see pool_row
+        const bool by_output = strip.by_output, by_filter = strip.by_filter;
+        for (long begin = 0; begin < l.PW; begin += PART) {
+            const long end = begin + PART < l.PW ? begin + PART : l.PW;
+            memset(window.part, 0, l.O_stride * sizeof(float));
+            for (long x = begin; x < end; x++) {
+                const uint8_t* planes = masks + (y * l.PW + x) * l.planes * l.plane_bytes;
+                float* values = dz ? dz + x * l.O_stride : window.values;
+                for (long c = 0; c < l.O; c += LANES) {
+                    const mask flows = load_mask(planes, (int)c);
+                    const vec here = select(flows, pooled_gradient(l, g + x * l.O, planes, c));
+                    add_to(window.part + c, here);
+                    store(values + c, here);
+                }
+                if (by_filter) strip.add_to_filters(values, planes, offset_of(y, x));
+                if (by_output) strip.add_output(values, planes, offset_of(y, x));
+            }
+            for (long c = 0; c < l.O; c += LANES) add_to(window.db + c, load(window.part + c));
+        }
+    }
+
     template <int H, int W>
     void window_row(long y, const float* g, const uint8_t* masks, const Window& window, Strip& strip, float* dz,
                     long dz_line) const {
@@ -509,7 +572,7 @@ class Walk {
             const int32_t offset = offset_of(rows.begin, columns.begin);
             mask tie = {};
             for (long c = 0; c < l.O; c += LANES)
-                tie |= window_vec<H, W>(l, g + at * l.O, planes, rows, columns, c, offset, pixel, line, w,
+                tie |= window_vec<H, W>(l, g + x * l.O, planes, rows, columns, c, offset, pixel, line, w,
                                         by_output || by_filter, dz, dz_line);
             const bool ties = to_bits(tie) != 0;
             if (by_filter && !ties) strip.add_to_filters(w.values, w.alive, w.offsets);
@@ -530,7 +593,7 @@ class Walk {
           row(l.padded_w * l.C) {}
 
     // Pooling windows that share no conv output, with their bits.
-    void windows(const float* g, const uint8_t* masks) {
+    void windows(GradientRows gradient, const uint8_t* masks) {
         const long rows_of_strip = strip_rows(l.PH, l.PW, l.pool_stride_h);
         Strip strip = this->strip(rows_of_strip * l.PW * l.positions);
         const Window window = this->window();
@@ -543,7 +606,9 @@ class Walk {
         const bool whole = l.ignore_border && !l.pool_pad_h && !l.pool_pad_w;
         for (long y = 0, in_strip = 0; y < l.PH; y++) {
             const Span rows = window_rows(l, y);
+            const float* g = gradient.row(y);
             if (whole && l.pool_h == 2 && l.pool_w == 2) window_row<2, 2>(y, g, masks, window, strip, dz, line);
+            else if (whole && l.positions == 1) plain_row(y, g, masks, window, strip, dz);
             else window_row<0, 0>(y, g, masks, window, strip, dz, line);
             if (dz)
                 for (long i = rows.begin; i < rows.end; i++)
@@ -592,13 +657,9 @@ static void backward_image(const Layer& l, const Filters& f, const Plan& plan, c
                            const Image& g, const Image& dx, Sums& sums, bool with_dw) {
     Scratch& s = scratch();
     const bool exact = may_overflow(l, f, x) || gradient_may_overflow(l, f, g);
+    if (f.few && !exact) return sums.add_few(f, x, masks, g, dx, with_dw);
     const float* image = padded_image(l, x, s.image, true);
-    const float* gradient = g.data;
-    if (l.O % LANES || !is_channels_last(g, l.O, l.PH, l.PW)) {
-        float* p = s.gradient.get<float>(l.PH * l.PW * l.O + LANES);
-        to_channels_last(g, l.O, l.PH, l.PW, p, l.PW * l.O);
-        gradient = p;
-    }
+    GradientRows gradient(l, g);
     const bool padded = l.padded_h != l.H || l.padded_w != l.W;
     const bool direct = !padded && l.segment == l.segment_stride && is_channels_last(dx, l.C, l.H, l.W);
     const long row = l.padded_w * l.C;
@@ -610,13 +671,13 @@ static void backward_image(const Layer& l, const Filters& f, const Plan& plan, c
     Walk walk(l, f, plan, image, to, sums, with_dw, exact);
     if (exact || !l.disjoint) {
         float* dz = s.dense.get<float>(l.OH * l.OW * l.O_stride);
-        if (exact) dense_gradient_exact(l, f, image, gradient, masks, dz);
-        else dense_gradient(l, gradient, masks, dz);
+        if (exact) dense_gradient_exact(l, f, image, gradient.all(), masks, dz);
+        else dense_gradient(l, gradient.all(), masks, dz);
         walk.dense(dz, l.O_stride);
     } else if (l.planes) {
         walk.windows(gradient, masks);
     } else {
-        walk.dense(gradient, l.O);
+        walk.dense(gradient.all(), l.O);
     }
     if (dx.data && !direct) from_channels_last(to + l.pad_top * row + l.pad_left * l.C, row, dx, l.C, l.H, l.W);
 }
@@ -640,7 +701,9 @@ static bool backward(const Layer& l, const Images& x, const Images& w, const flo
     long size;
     try {
         pack(l, w, bias, bias_step, filters, true);
-        cuts.make(l);
+        const bool few = is_few(l) && x.w == 1 && g.w == 1 && (!dx.data || dx.w == 1);
+        filters.few = few ? pack_few(l, w, true, filters.few_buffer) : NULL;
+        cuts.make(l, few);
         size = Sums::memory(l, cuts) / 2 + 1;
         memory = buffer.get<double>(threads * size);
     } catch (const std::bad_alloc&) {

@@ -1,6 +1,6 @@
 // The forward pass of a convolution layer: conv + bias, ReLU, max-pool, dropout; see conv.hpp.
 #pragma once
-#include "conv_layer.hpp"
+#include "conv_few.hpp"
 
 namespace conv {
 
@@ -119,7 +119,8 @@ static void conv_rows(const Layer& l, const float* x, long begin, long end, long
 
 // Where one image's results go.
 struct Pooled {
-    float* out;             // [PH * PW][O]
+    float* out;             // [PH * PW][O], or of one strip only: from pixel `first` on
+    long first;
     uint8_t* masks;         // see Layer, or NULL
     const uint8_t* keep;    // dropout's bits [PH * PW][plane_bytes]
 };
@@ -149,8 +150,9 @@ SIMD_INLINE void pool_window(const Layer& l, const Pooled& o, const float* z, lo
         flows &= keep;
         result = select(keep, result * l.scale);
     }
-    if (n >= LANES) store(o.out + at * l.O + channel, result);
-    else store_first(o.out + at * l.O + channel, result, n);
+    float* out = o.out + (at - o.first) * l.O + channel;
+    if (n >= LANES) store(out, result);
+    else store_first(out, result, n);
     if (!plane) return;
     const lanebits valid = n >= LANES ? (lanebits)((1ull << LANES) - 1) : (1u << n) - 1;
     for (int i = 0; i < h; i++)
@@ -176,7 +178,7 @@ static void pool_window_exact(const Layer& l, const Pooled& o, const float* z, l
         m = m * l.scale * select(keep, broadcast(1.f));
         if (o.masks) store_bits(o.masks + (at * l.planes + l.keep_plane) * l.plane_bytes, channel, keep);
     }
-    store_first(o.out + at * l.O + channel, m, l.O - channel < LANES ? (int)(l.O - channel) : LANES);
+    store_first(o.out + (at - o.first) * l.O + channel, m, l.O - channel < LANES ? (int)(l.O - channel) : LANES);
 }
 
 // Pooling windows of row y for one block of filters from conv rows z[row - first][column][width]. H and W are the
@@ -268,21 +270,33 @@ static void keep_bits(const Layer& l, const Image& u, uint8_t* keep) {
         }
 }
 
-static void forward_image(const Layer& l, const Filters& f, const Image& image, const Pooled& o) {
+static void forward_image(const Layer& l, const Filters& f, const Image& image, const Image& out, Pooled o) {
     Scratch& s = scratch();
-    const bool exact = may_overflow(l, f, image);
+    const bool exact = may_overflow(l, f, image), direct = is_channels_last(out, l.O, l.PH, l.PW);
+    if (f.few && !exact) return forward_few(l, f.few, f.bias, image, out, l.planes ? o.masks : NULL);
     const float* x = padded_image(l, image, s.image, false);
     const long columns = used_columns(l), K = l.KH * l.segment;
-    // Windows that share conv outputs are pooled when all rows are there; others row by row.
-    const long strip_rows = l.disjoint ? 1 : l.PH;
-    float* z = s.strip.get<float>((l.disjoint ? l.pool_h : l.OH) * columns * BLOCK);
+    // Windows that share conv outputs are pooled when all rows are there; others strip by strip, where a strip has as
+    // many pixels as it takes to be worth the filters' coming and going.
+    const long PIXELS = 64;
+    long rows_of_strip = l.disjoint && columns ? (PIXELS - 1) / (columns * l.pool_stride_h) + 1 : l.PH;
+    if (rows_of_strip > l.PH) rows_of_strip = l.PH;
+    float* z = s.strip.get<float>((l.disjoint ? rows_of_strip * l.pool_stride_h : l.OH) * columns * BLOCK);
+    o.out = direct ? out.data : s.out.get<float>(rows_of_strip * l.PW * l.O);
+    o.first = 0;
     if (o.masks && l.O % 32) memset(o.masks, 0, l.masks_bytes());
-    for (long y = 0; y < l.PH; y += strip_rows) {
-        const long first = window_rows(l, y).begin, last = window_rows(l, y + strip_rows - 1).end;
+    for (long y = 0; y < l.PH; y += rows_of_strip) {
+        const long end = y + rows_of_strip < l.PH ? y + rows_of_strip : l.PH;
+        const long first = window_rows(l, y).begin, last = window_rows(l, end - 1).end;
+        if (!direct) o.first = y * l.PW;
         for (long b = 0; b < l.O; b += BLOCK) {
             const long width = l.O - b <= LANES ? LANES : BLOCK;
             conv_rows(l, x, first, last, columns, f.forward + b * K, f.bias + b, z, width);
-            for (long yy = y; yy < y + strip_rows; yy++) pool_row(l, o, z, first, columns, width, yy, b, exact);
+            for (long yy = y; yy < end; yy++) pool_row(l, o, z, first, columns, width, yy, b, exact);
+        }
+        if (!direct) {
+            const Image strip = {out.data + y * out.h, out.c, out.h, out.w};
+            from_channels_last(o.out, l.PW * l.O, strip, l.O, end - y, l.PW);
         }
     }
 }
@@ -293,6 +307,7 @@ static bool forward(const Layer& l, const Images& x, const Images& w, const floa
     static thread_local Filters filters;
     try {
         pack(l, w, bias, bias_step, filters, false);
+        filters.few = is_few(l) && x.w == 1 && out.w == 1 ? pack_few(l, w, false, filters.few_buffer) : NULL;
     } catch (const std::bad_alloc&) {
         return false;
     }
@@ -303,20 +318,15 @@ static bool forward(const Layer& l, const Images& x, const Images& w, const floa
 #pragma omp parallel for schedule(dynamic) reduction(&& : done)
     for (long i = 0; i < l.N; i++) {
         try {
-            Scratch& s = scratch();
             Pooled o;
-            const Image to = out[i];
-            const bool direct = is_channels_last(to, l.O, l.PH, l.PW);
-            o.out = direct ? to.data : s.out.get<float>(l.PH * l.PW * l.O);
             o.masks = masks ? masks + i * l.masks_bytes() : NULL;
             o.keep = NULL;
             if (l.dropout) {
-                uint8_t* keep = s.keep.get<uint8_t>(l.PH * l.PW * l.plane_bytes);
+                uint8_t* keep = scratch().keep.get<uint8_t>(l.PH * l.PW * l.plane_bytes);
                 keep_bits(l, samples[i], keep);
                 o.keep = keep;
             }
-            forward_image(l, f, x[i], o);
-            if (!direct) from_channels_last(o.out, l.PW * l.O, to, l.O, l.PH, l.PW);
+            forward_image(l, f, x[i], out[i], o);
         } catch (const std::bad_alloc&) {
             done = false;
         }

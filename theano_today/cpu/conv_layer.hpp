@@ -83,16 +83,12 @@ static void to_channels_last(const Image& a, long C, long H, long W, float* out,
         }
         return;
     }
-    // Blocks of 16 channels x 16 columns: whole cache lines on both sides.
-    const long B = 16;
+    if (a.w == 1 && a.h == W && row == W * C) return transpose(a.data, a.c, C, H * W, out, C);
     for (long y = 0; y < H; y++)
-        for (long c0 = 0; c0 < C; c0 += B)
-            for (long x0 = 0; x0 < W; x0 += B) {
-                long c1 = c0 + B < C ? c0 + B : C, x1 = x0 + B < W ? x0 + B : W;
-                for (long x = x0; x < x1; x++)
-                    for (long c = c0; c < c1; c++)
-                        out[y * row + x * C + c] = a.data[c * a.c + y * a.h + x * a.w];
-            }
+        if (a.w == 1) transpose(a.data + y * a.h, a.c, C, W, out + y * row, C);
+        else
+            for (long x = 0; x < W; x++)
+                for (long c = 0; c < C; c++) out[y * row + x * C + c] = a.data[c * a.c + y * a.h + x * a.w];
 }
 
 // The way back.
@@ -101,15 +97,12 @@ static void from_channels_last(const float* in, long row, const Image& a, long C
         for (long y = 0; y < H; y++) memcpy(a.data + y * a.h, in + y * row, W * C * sizeof(float));
         return;
     }
-    const long B = 16;
+    if (a.w == 1 && a.h == W && row == W * C) return transpose(in, C, H * W, C, a.data, a.c);
     for (long y = 0; y < H; y++)
-        for (long c0 = 0; c0 < C; c0 += B)
-            for (long x0 = 0; x0 < W; x0 += B) {
-                long c1 = c0 + B < C ? c0 + B : C, x1 = x0 + B < W ? x0 + B : W;
-                for (long c = c0; c < c1; c++)
-                    for (long x = x0; x < x1; x++)
-                        a.data[c * a.c + y * a.h + x * a.w] = in[y * row + x * C + c];
-            }
+        if (a.w == 1) transpose(in + y * row, C, W, C, a.data + y * a.h, a.c);
+        else
+            for (long x = 0; x < W; x++)
+                for (long c = 0; c < C; c++) a.data[c * a.c + y * a.h + x * a.w] = in[y * row + x * C + c];
 }
 
 // The layer's input image channels last, with its borders: where it lies if that will do, else a copy.
@@ -174,8 +167,9 @@ static inline double as_number(uint32_t magnitude_bits) {
 // For the backward pass: rows [O][KH][segment_stride].
 struct Filters {
     float *forward, *backward, *bias;
+    const float* few;    // see conv_few.hpp, or NULL
     double largest, largest_bias;
-    Buffer forward_buffer, backward_buffer, bias_buffer;
+    Buffer forward_buffer, backward_buffer, bias_buffer, few_buffer;
 };
 
 static inline float weight(const Layer& l, const Images& w, long o, long c, long i, long j) {

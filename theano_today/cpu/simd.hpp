@@ -112,7 +112,11 @@ SIMD_INLINE void store_first(float* p, vec v, int n) {
 #if SIMD_AVX512
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
 #elif SIMD_AVX
-    _mm256_maskstore_ps(p, first_lanes(n), v);
+    if (n == LANES) return store(p, v);    // (AMD's processors take 20 cycles for a masked store)
+    __m128 rest = _mm256_castps256_ps128(v);
+    if (n & 4) _mm_storeu_ps(p, rest), p += 4, rest = _mm256_extractf128_ps(v, 1);
+    if (n & 2) _mm_storel_pi((__m64*)p, rest), p += 2, rest = _mm_movehl_ps(rest, rest);
+    if (n & 1) _mm_store_ss(p, rest);
 #else
     if (n == LANES) return store(p, v);
 #pragma GCC unroll 16
@@ -121,9 +125,48 @@ SIMD_INLINE void store_first(float* p, vec v, int n) {
 #endif
 }
 
+// Pairs (a[l], b[l]) one after another in memory, and back.
+SIMD_INLINE void store_pairs(uint32_t* p, uvec a, uvec b) {
+#if SIMD_AVX512
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    _mm512_storeu_si512(p, _mm512_permutex2var_epi32((__m512i)a, low, (__m512i)b));
+    _mm512_storeu_si512(p + 16, _mm512_permutex2var_epi32((__m512i)a, high, (__m512i)b));
+#elif SIMD_AVX
+    const __m256 low = _mm256_unpacklo_ps((__m256)a, (__m256)b), high = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+    _mm256_storeu_ps((float*)p, _mm256_permute2f128_ps(low, high, 0x20));    // from within 128-bit halves
+    _mm256_storeu_ps((float*)p + 8, _mm256_permute2f128_ps(low, high, 0x31));
+#elif SIMD_SSE
+    _mm_storeu_ps((float*)p, _mm_unpacklo_ps((__m128)a, (__m128)b));
+    _mm_storeu_ps((float*)p + 4, _mm_unpackhi_ps((__m128)a, (__m128)b));
+#else
+    for (int l = 0; l < LANES; l++) p[2 * l] = a[l], p[2 * l + 1] = b[l];
+#endif
+}
+
+SIMD_INLINE void load_pairs(const uint32_t* p, uvec* a, uvec* b) {
+#if SIMD_AVX512
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i one = _mm512_set1_epi32(1), low = _mm512_loadu_si512(p), high = _mm512_loadu_si512(p + 16);
+    *a = (uvec)_mm512_permutex2var_epi32(low, even, high);
+    *b = (uvec)_mm512_permutex2var_epi32(low, _mm512_add_epi32(even, one), high);
+#elif SIMD_AVX
+    const __m256 first = _mm256_loadu_ps((const float*)p), second = _mm256_loadu_ps((const float*)p + 8);
+    const __m256 low = _mm256_permute2f128_ps(first, second, 0x20), high = _mm256_permute2f128_ps(first, second, 0x31);
+    *a = (uvec)_mm256_shuffle_ps(low, high, 0x88);
+    *b = (uvec)_mm256_shuffle_ps(low, high, 0xdd);
+#elif SIMD_SSE
+    const __m128 low = _mm_loadu_ps((const float*)p), high = _mm_loadu_ps((const float*)p + 4);
+    *a = (uvec)_mm_shuffle_ps(low, high, 0x88);
+    *b = (uvec)_mm_shuffle_ps(low, high, 0xdd);
+#else
+    for (int l = 0; l < LANES; l++) (*a)[l] = p[2 * l], (*b)[l] = p[2 * l + 1];
+#endif
+}
+
 SIMD_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 
-// out[j * out_row + i] = in[i * in_row + j] for 8 x 8 floats.
+// out[j * out_row + i] = in[i * in_row + j] for 8 x 8 floats, written row after row.
 SIMD_INLINE void transpose_8x8(const float* in, ptrdiff_t in_row, float* out, ptrdiff_t out_row) {
 #if defined(__AVX__)
     __m256 a[8], b[8];
@@ -137,28 +180,45 @@ SIMD_INLINE void transpose_8x8(const float* in, ptrdiff_t in_row, float* out, pt
             a[i + 2 * j] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0x44);
             a[i + 2 * j + 1] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0xee);
         }
-    for (int i = 0; i < 4; i++) {
-        _mm256_storeu_ps(out + i * out_row, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
-        _mm256_storeu_ps(out + (i + 4) * out_row, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
-    }
+    for (int i = 0; i < 4; i++) _mm256_storeu_ps(out + i * out_row, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+    for (int i = 4; i < 8; i++) _mm256_storeu_ps(out + i * out_row, _mm256_permute2f128_ps(a[i - 4], a[i], 0x31));
 #else
-    for (int i = 0; i < 8; i++)
-        for (int j = 0; j < 8; j++) out[j * out_row + i] = in[i * in_row + j];
+    for (int j = 0; j < 8; j++)
+        for (int i = 0; i < 8; i++) out[j * out_row + i] = in[i * in_row + j];
 #endif
 }
 
 // The same for any number of rows and columns.
-SIMD_INLINE void transpose(const float* in, ptrdiff_t in_row, ptrdiff_t rows, ptrdiff_t columns, float* out,
-                           ptrdiff_t out_row) {
-    ptrdiff_t i = 0;
-    for (; i + 8 <= rows; i += 8, in += 8 * in_row, out += 8) {
-        ptrdiff_t j = 0;
-        for (; j + 8 <= columns; j += 8) transpose_8x8(in + j, in_row, out + j * out_row, out_row);
-        for (; j < columns; j++)
-            for (int k = 0; k < 8; k++) out[j * out_row + k] = in[k * in_row + j];
+static inline void transpose(const float* in, ptrdiff_t in_row, ptrdiff_t rows, ptrdiff_t columns, float* out,
+                             ptrdiff_t out_row) {
+    if (rows >= 8 && columns >= 8) {    // the last 8 rows or columns may have been done in part before
+        const ptrdiff_t BLOCK = 64;     // columns whose `out` stays in the cache
+        for (ptrdiff_t begin = 0; begin < columns; begin += BLOCK)
+            for (ptrdiff_t i = 0; i < rows; i += 8)
+                for (ptrdiff_t j = begin; j < columns && j < begin + BLOCK; j += 8) {
+                    const ptrdiff_t ii = i < rows - 8 ? i : rows - 8, jj = j < columns - 8 ? j : columns - 8;
+                    transpose_8x8(in + ii * in_row + jj, in_row, out + jj * out_row + ii, out_row);
+                }
+        return;
     }
-    for (; i < rows; i++, in += in_row, out++)
-        for (ptrdiff_t j = 0; j < columns; j++) out[j * out_row] = in[j];
+    ptrdiff_t i = 0, j = 0;
+    if (rows < 8 && out_row == rows) {    // what is written beyond a column's end belongs to the next, which follows
+        alignas(32) float eight[64] = {};
+        for (; j + 16 <= columns; j += 8) {
+            for (i = 0; i < rows; i++) memcpy(eight + 8 * i, in + i * in_row + j, 8 * sizeof(float));
+            transpose_8x8(eight, 8, out + j * out_row, out_row);
+        }
+        i = 0;
+    } else if (columns < 8 && in_row >= columns) {    // what is read beyond a row's end belongs to the next
+        alignas(32) float eight[64];
+        for (; i + 16 <= rows; i += 8) {
+            transpose_8x8(in + i * in_row, in_row, eight, 8);
+            for (j = 0; j < columns; j++) memcpy(out + j * out_row + i, eight + 8 * j, 8 * sizeof(float));
+        }
+        j = 0;
+    }
+    for (const ptrdiff_t first = i; j < columns; j++)
+        for (i = first; i < rows; i++) out[j * out_row + i] = in[i * in_row + j];
 }
 
 // ---- arithmetic ----
@@ -361,18 +421,13 @@ static const SetLanes set_lanes;
 SIMD_INLINE int compress_pairs(lanebits m, vec a, uvec b, void* pairs) {
     float* p = (float*)pairs;
 #if SIMD_AVX512
-    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
     const __m512 ca = _mm512_maskz_compress_ps((__mmask16)m, a), cb = _mm512_maskz_compress_ps((__mmask16)m, (__m512)b);
-    _mm512_storeu_ps(p, _mm512_permutex2var_ps(ca, low, cb));
-    _mm512_storeu_ps(p + 16, _mm512_permutex2var_ps(ca, high, cb));
+    store_pairs((uint32_t*)p, (uvec)ca, (uvec)cb);
     return __builtin_popcount(m);
 #elif SIMD_AVX && defined(__AVX2__)
     const __m256i order = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)set_lanes.of[m]));
     const __m256 ca = _mm256_permutevar8x32_ps(a, order), cb = _mm256_permutevar8x32_ps((__m256)b, order);
-    const __m256 low = _mm256_unpacklo_ps(ca, cb), high = _mm256_unpackhi_ps(ca, cb);    // within 128-bit halves
-    _mm256_storeu_ps(p, _mm256_permute2f128_ps(low, high, 0x20));
-    _mm256_storeu_ps(p + 8, _mm256_permute2f128_ps(low, high, 0x31));
+    store_pairs((uint32_t*)p, (uvec)ca, (uvec)cb);
     return __builtin_popcount(m);
 #else
     int n = 0;

@@ -1,0 +1,265 @@
+// Layers of few filters, without pooling and dropout: here the lanes are pixels, where filters would leave most of a
+// vector empty. Images, outputs and gradients stay channels first:
+//
+//     x ──────► FewTile ──► + bias, ReLU ──► out                       forward
+//
+//     g, masks ──► dz ──┬─► FewTile, filters turned round ──► dx       backward
+//                  x ───┴─► FewWeights ──► dw
+//
+// Vectors run along a row and end with the row: the last one overlaps the one before.
+#pragma once
+#include "conv_layer.hpp"
+
+namespace conv {
+
+// Whether there are so few filters that this way is the faster one.
+static inline bool is_few(const Layer& l) {
+    const bool few = l.O <= LANES / 2 || (l.O <= 2 * LANES && l.KH * l.segment <= 4);
+    return few && l.OW >= LANES && l.W >= LANES && l.positions == 1 && !l.dropout && l.pool_stride_h == 1 &&
+           l.pool_stride_w == 1 && l.stride_h == 1 && l.stride_w == 1 && l.pool_pad_h == 0 && l.pool_pad_w == 0;
+}
+
+// Channels-first rows: row y of plane c begins at data + c * plane + y * row.
+struct Planes {
+    const float* data;
+    ptrdiff_t plane, row;
+};
+
+// The layer's input image with its borders: where it lies if that will do, else a copy.
+static Planes padded_planes(const Layer& l, const Image& a, Buffer& buffer) {
+    if (l.padded_h == l.H && l.padded_w == l.W && a.w == 1) return Planes{a.data, a.c, a.h};
+    const long plane = l.padded_h * l.padded_w;
+    float* p = buffer.get<float>(l.C * plane);
+    memset(p, 0, l.C * plane * sizeof(float));
+    for (long c = 0; c < l.C; c++)
+        for (long y = 0; y < l.H; y++) {
+            float* to = p + c * plane + (l.pad_top + y) * l.padded_w + l.pad_left;
+            const float* from = a.data + c * a.c + y * a.h;
+            if (a.w == 1) memcpy(to, from, l.W * sizeof(float));
+            else
+                for (long x = 0; x < l.W; x++) to[x] = from[x * a.w];
+        }
+    return Planes{p, plane, l.padded_w};
+}
+
+// ---- a convolution ----
+
+// C channels and F filters, whose weights lie as [C][KH][KW][F].
+struct FewFilters {
+    long C, KH, KW;
+    const float *weights, *start;    // the sums start from start[F]
+};
+
+// The micro-kernel: F filters x V vec of pixels, accumulated in registers.
+template <int F, int V>
+static void few_tile(const Planes& in, long x, const FewFilters& f, float* out, ptrdiff_t out_plane) {
+    const long CHANNELS = 512 / (f.KH * f.KW) + 1;    // a long sum is a sum of partial sums, which rounds less
+    const float* w = f.weights;
+    vec total[F][V];
+    for (int o = 0; o < F; o++)
+        for (int v = 0; v < V; v++) total[o][v] = broadcast(f.start[o]);
+    for (long begin = 0; begin < f.C; begin += CHANNELS) {
+        vec acc[F][V] = {};
+        for (long c = begin; c < f.C && c < begin + CHANNELS; c++)
+            for (long i = 0; i < f.KH; i++)
+                for (long j = 0; j < f.KW; j++, w += F) {
+                    const float* p = in.data + c * in.plane + i * in.row + x + j;
+                    vec pixels[V];
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++) pixels[v] = load(p + v * LANES);
+#pragma GCC unroll 4
+                    for (int o = 0; o < F; o++) {
+                        const vec wo = broadcast(w[o]);
+#pragma GCC unroll 4
+                        for (int v = 0; v < V; v++) acc[o][v] = fma(pixels[v], wo, acc[o][v]);
+                    }
+                }
+        for (int o = 0; o < F; o++)
+            for (int v = 0; v < V; v++) total[o][v] += acc[o][v];
+    }
+    for (int o = 0; o < F; o++)
+        for (int v = 0; v < V; v++) store(out + o * out_plane + x + v * LANES, total[o][v]);
+}
+
+// A row of `columns` pixels, at least LANES.
+template <int F>
+static void few_row(const Planes& in, const FewFilters& f, long columns, float* out, ptrdiff_t out_plane) {
+    constexpr int V = F <= 2 ? 4 : 2;
+    long x = 0;
+    for (; x + V * LANES <= columns; x += V * LANES) few_tile<F, V>(in, x, f, out, out_plane);
+    for (; x < columns; x += LANES)
+        few_tile<F, 1>(in, x + LANES <= columns ? x : columns - LANES, f, out, out_plane);
+}
+
+constexpr long FEW = 4;    // filters of the micro-kernel
+
+// A row of any number of filters. `f` has the weights and starts of FEW filters after those of FEW filters, at the end
+// of what is left.
+static void few_row(const Planes& in, FewFilters f, long filters, long columns, float* out, ptrdiff_t out_plane) {
+    const long weights = f.C * f.KH * f.KW;
+    for (; filters > 0; filters -= FEW, out += FEW * out_plane, f.weights += FEW * weights, f.start += FEW) {
+        if (filters == 1) few_row<1>(in, f, columns, out, out_plane);
+        else if (filters == 2) few_row<2>(in, f, columns, out, out_plane);
+        else if (filters == 3) few_row<3>(in, f, columns, out, out_plane);
+        else few_row<FEW>(in, f, columns, out, out_plane);
+    }
+}
+
+// Where weight k of filter o lies, of `filters` with `weights` each.
+static inline long few_weight(long filters, long weights, long o, long k) {
+    const long block = o / FEW * FEW, width = filters - block < FEW ? filters - block : FEW;
+    return block * weights + k * width + o - block;
+}
+
+// ---- forward ----
+
+// The weights as FewFilters want them, for the forward pass, or for dx: there the filters' channels take their place,
+// the filters that of the channels, and each lies the other way round.
+static const float* pack_few(const Layer& l, const Images& w, bool backward, Buffer& buffer) {
+    const long filters = backward ? l.C : l.O, channels = backward ? l.O : l.C, K = l.KH * l.KW;
+    float* p = buffer.get<float>(filters * channels * K);
+    for (long o = 0; o < filters; o++)
+        for (long c = 0; c < channels; c++)
+            for (long k = 0; k < K; k++) {
+                const long i = k / l.KW, j = k % l.KW;
+                p[few_weight(filters, channels * K, o, c * K + k)] =
+                    backward ? weight(l, w, c, o, l.KH - 1 - i, l.KW - 1 - j) : weight(l, w, o, c, i, j);
+            }
+    return p;
+}
+
+constexpr long FEW_MASKS = 8;    // bytes for a pixel with ReLU: a word where the gradient flows, a word for zeros
+
+// ReLU and masks of a row of conv outputs, z[O][row].
+static void few_relu(const Layer& l, const float* z, long row, const Image& out, uint8_t* masks) {
+    for (long x = 0; x < l.OW; x += LANES) {
+        const long at = x + LANES <= l.OW ? x : l.OW - LANES;
+        uvec flows = {}, zeros = {};
+        for (long o = 0; o < l.O; o++) {
+            const vec v = load(z + o * row + at);
+            const uvec bit = broadcast((uint32_t)1 << o);
+            flows |= (uvec)(l.relu ? v >= zero() : v == v) & bit;
+            zeros |= (uvec)(v == zero()) & bit;
+            store(out.data + o * out.c + at, l.relu ? max(v, zero()) : v);
+        }
+        if (masks) store_pairs((uint32_t*)masks + 2 * at, flows, zeros);
+    }
+}
+
+static void forward_few(const Layer& l, const float* weights, const float* bias, const Image& image, const Image& out,
+                        uint8_t* masks) {
+    Scratch& s = scratch();
+    Planes x = padded_planes(l, image, s.image);
+    float* z = s.strip.get<float>(l.O * l.OW);
+    const FewFilters f = {l.C, l.KH, l.KW, weights, bias};
+    for (long y = 0; y < l.OH; y++, x.data += x.row) {
+        few_row(x, f, l.O, l.OW, z, l.OW);
+        few_relu(l, z, l.OW, Image{out.data + y * out.h, out.c, 0, 1}, masks ? masks + y * l.OW * FEW_MASKS : NULL);
+    }
+}
+
+// ---- backward ----
+
+// The micro-kernel of dw: for F filters and J weights in a row, sums over `rows` x `columns` pixels of dz times image.
+// Rows of dz go on with zeros up to whole vec.
+template <int F, int J>
+struct FewWeights {
+    typedef void (*Function)(const Planes&, const Planes&, long, long, float*);
+
+    static void run(const Planes& dz, const Planes& image, long rows, long columns, float* out) {
+        vec acc[F][J] = {};
+        for (long y = 0; y < rows; y++) {
+            const float *g = dz.data + y * dz.row, *p = image.data + y * image.row;
+            for (long x = 0; x < columns; x += LANES, g += LANES, p += LANES) {
+                const bool whole = x + LANES <= columns;
+                vec pixels[J];
+#pragma GCC unroll 4
+                for (int j = 0; j < J; j++) pixels[j] = whole ? load(p + j) : load_first(p + j, (int)(columns - x));
+#pragma GCC unroll 4
+                for (int f = 0; f < F; f++) {
+                    const vec gf = load(g + f * dz.plane);
+#pragma GCC unroll 4
+                    for (int j = 0; j < J; j++) acc[f][j] = fma(gf, pixels[j], acc[f][j]);
+                }
+            }
+        }
+        for (int f = 0; f < F; f++)
+            for (int j = 0; j < J; j++) out[f * J + j] = sum(acc[f][j]);
+    }
+};
+constexpr int FEW_IN_ROW = 3;
+
+static FewWeights<1, 1>::Function few_weights(long filters, long columns) {
+    typedef FewWeights<1, 1>::Function Function;
+    static const Function functions[FEW][FEW_IN_ROW] = {
+        {FewWeights<1, 1>::run, FewWeights<1, 2>::run, FewWeights<1, 3>::run},
+        {FewWeights<2, 1>::run, FewWeights<2, 2>::run, FewWeights<2, 3>::run},
+        {FewWeights<3, 1>::run, FewWeights<3, 2>::run, FewWeights<3, 3>::run},
+        {FewWeights<4, 1>::run, FewWeights<4, 2>::run, FewWeights<4, 3>::run}};
+    return functions[filters - 1][columns - 1];
+}
+
+// The gradients of a row of conv outputs; g is a row of the gradient of the layer's output.
+static void few_gradient(const Layer& l, const Image& g, const uint8_t* masks, float* dz, long plane) {
+    for (long x = 0; x < l.OW; x += LANES) {
+        const long at = x + LANES <= l.OW ? x : l.OW - LANES;
+        uvec flows = {}, zeros = {};
+        if (l.planes) load_pairs((const uint32_t*)masks + 2 * at, &flows, &zeros);
+        for (long o = 0; o < l.O; o++) {
+            const uvec bit = broadcast((uint32_t)1 << o);
+            vec v = load(g.data + o * g.c + at);
+            if (l.relu && l.relu != RELU_MAXIMUM) v = (zeros & bit) == bit ? v * l.slope_at_zero() : v;
+            if (l.planes) v = (vec)((uvec)v & (uvec)((flows & bit) == bit));
+            store(dz + o * plane + at, v);
+        }
+    }
+}
+
+// Adds one image to sums[(i * KW + j) * C + c][stride] of dw and to db, and writes its dx (unless dx.data is NULL).
+static void backward_few(const Layer& l, const float* weights, const Image& image, const uint8_t* masks, const Image& g,
+                         const Image& dx, double* dw, long stride, double* db) {
+    Scratch& s = scratch();
+    const long border_h = l.KH - 1, border_w = l.KW - 1;
+    const long row = round_up(l.OW + 2 * border_w + LANES, LANES), plane = (l.OH + 2 * border_h) * row;
+    float* p = s.dense.get<float>(l.O * plane);
+    memset(p, 0, l.O * plane * sizeof(float));
+    Planes dz = {p + border_h * row + border_w, plane, row};
+    for (long y = 0; y < l.OH; y++) {
+        float* to = (float*)dz.data + y * row;
+        few_gradient(l, Image{g.data + y * g.h, g.c, 0, 1}, masks + y * l.OW * FEW_MASKS, to, plane);
+        for (long o = 0; o < l.O; o++) {
+            vec total = {};
+            for (long x = 0; x < l.OW; x += LANES) total += load(to + o * plane + x);
+            db[o] += sum(total);
+        }
+    }
+    if (dw) {
+        const long PIXELS = 1024;    // of a sum in float32
+        const Planes x = padded_planes(l, image, s.image);
+        const long strip = PIXELS / l.OW + 1;
+        float sums[FEW * FEW_IN_ROW];
+        for (long y = 0; y < l.OH; y += strip) {
+            const long rows = l.OH - y < strip ? l.OH - y : strip;
+            for (long c = 0; c < l.C; c++)
+                for (long i = 0; i < l.KH; i++)
+                    for (long o = 0; o < l.O; o += FEW)
+                        for (long j = 0; j < l.KW; j += FEW_IN_ROW) {
+                            const long filters = l.O - o < FEW ? l.O - o : FEW;
+                            const long columns = l.KW - j < FEW_IN_ROW ? l.KW - j : FEW_IN_ROW;
+                            few_weights(filters, columns)(
+                                Planes{dz.data + o * plane + y * row, plane, row},
+                                Planes{x.data + c * x.plane + (y + i) * x.row + j, x.plane, x.row}, rows, l.OW, sums);
+                            for (long f = 0; f < filters; f++)
+                                for (long k = 0; k < columns; k++)
+                                    dw[((i * l.KW + j + k) * l.C + c) * stride + o + f] += sums[f * columns + k];
+                        }
+        }
+    }
+    if (!dx.data) return;
+    const FewFilters f = {l.O, l.KH, l.KW, weights, s.keep.get<float>(l.C)};
+    memset((float*)f.start, 0, l.C * sizeof(float));
+    Planes from = {p + l.pad_top * row + l.pad_left, plane, row};
+    for (long y = 0; y < l.H; y++, from.data += row) few_row(from, f, l.C, l.W, dx.data + y * dx.h, dx.c);
+}
+
+}    // namespace conv
