@@ -4,6 +4,7 @@ Most tests use small integers as numbers.  All sums are then exact in float32, s
 equal to the last bit, and ties in max-pooling and zeros at the ReLU occur all the time.
 """
 import ctypes
+import itertools
 import functools
 import os
 import shutil
@@ -195,15 +196,17 @@ def pointer(array):
     return array.ctypes.data_as(ctypes.c_void_p) if array is not None else None
 
 
-def random_layer(rng):
-    """A random layer and random inputs for it, of small integers."""
+def random_layer(rng, wide=False):
+    """A random layer and random inputs for it, of small integers; a wide one is one that conv_few.hpp may take."""
     while True:
         n, c, o = rng.randint(1, 4), rng.choice([1, 2, 3, 5, 8, 16]), rng.choice([1, 3, 7, 8, 16, 17, 33])
         h, w, kh, kw = rng.randint(1, 10), rng.randint(1, 10), rng.randint(1, 5), rng.randint(1, 5)
         pads = ((0, 0), (0, 0)) if rng.rand() < .5 else tuple(map(tuple, rng.randint(0, 3, (2, 2))))
         stride = (1, 1) if rng.rand() < .6 else tuple(rng.randint(1, 4, 2))
+        if wide:
+            o, w, stride = rng.randint(1, 11), rng.randint(1, 45), (1, 1)
         pooling = None
-        if rng.rand() < .75:
+        if rng.rand() < .75 and not wide:
             ignore = rng.rand() < .7
             size = (2, 2) if rng.rand() < .4 else tuple(rng.randint(1, 4, 2))
             steps = size if rng.rand() < .6 else tuple(rng.randint(1, 4, 2))
@@ -226,7 +229,7 @@ def random_layer(rng):
 
         def integers(*shape):
             return rng.randint(-2, 3, shape).astype('float32')
-        u = rng.rand(n, o, rows, columns).astype('float32') if rng.rand() < .5 else None
+        u = rng.rand(n, o, rows, columns).astype('float32') if rng.rand() < .5 and not wide else None
         return layer, integers(n, c, h, w), integers(o, c, kh, kw), integers(o), u, integers(n, o, rows, columns)
 
 
@@ -275,6 +278,33 @@ def test_kernels_on_integers(kernels, seed):
     rng = np.random.RandomState(seed)
     for _ in range(12):
         check_layer(kernels, rng, *random_layer(rng), assert_same=np.testing.assert_array_equal)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_kernels_on_wide_images(kernels, seed):
+    rng = np.random.RandomState(400 + seed)
+    for _ in range(12):
+        arrays = list(random_layer(rng, wide=True))
+        if rng.rand() < .2:
+            at = tuple(rng.randint(0, n) for n in arrays[1].shape)
+            arrays[1][at] = rng.choice([np.nan, np.inf, -np.inf])
+        check_layer(kernels, rng, *arrays, assert_same=np.testing.assert_array_equal)
+
+
+@pytest.mark.parametrize('channels', [1, 2, 3, 7, 8, 9, 16, 21])
+def test_layouts_of_images(kernels, channels):
+    # A filter that picks one channel: what comes out is the image again, from either layout to either layout.
+    rng = np.random.RandomState(channels)
+    for h, w, pad in ((1, 1, 0), (3, 7, 1), (5, 8, 0), (4, 17, 2), (2, 70, 0), (9, 9, 0)):
+        x = rng.randint(-9, 9, (2, channels, h, w)).astype('float32')
+        W = np.eye(channels, dtype='float32')[:, :, None, None]
+        layer = Reference(((pad, 0), (0, pad)), (1, 1), None, None, False)
+        for x_last, out_last in itertools.product((False, True), repeat=2):
+            out = np.pad(x, ((0, 0), (0, 0), (pad, 0), (0, pad)))
+            g = rng.randint(-9, 9, out.shape).astype('float32')
+            results = run(kernels, layer, x, W, np.zeros(channels, 'float32'), None, g, x_last, out_last)
+            np.testing.assert_array_equal(results[0], out)
+            np.testing.assert_array_equal(results[1], g[:, :, pad:, :w])
 
 
 @pytest.mark.parametrize('seed', range(3))
