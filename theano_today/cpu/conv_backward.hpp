@@ -701,7 +701,7 @@ static bool backward(const Layer& l, const Images& x, const Images& w, const flo
     long size;
     try {
         pack(l, w, bias, bias_step, filters, true);
-        const bool few = is_few(l) && x.w == 1 && g.w == 1 && (!dx.data || dx.w == 1);
+        const bool few = is_few(l) && is_plain(l) && x.w == 1 && g.w == 1 && (!dx.data || dx.w == 1);
         filters.few = few ? pack_few(l, w, true, filters.few_buffer) : NULL;
         cuts.make(l, few);
         size = Sums::memory(l, cuts) / 2 + 1;

@@ -1,10 +1,12 @@
-// Layers of few filters, without pooling and dropout: here the lanes are pixels, where filters would leave most of a
-// vector empty. Images, outputs and gradients stay channels first:
+// Layers of few filters: here the lanes are pixels, where filters would leave most of a vector empty. Without pooling and
+// dropout, images, outputs and gradients stay channels first:
 //
 //     x ──────► FewTile ──► + bias, ReLU ──► out                       forward
 //
 //     g, masks ──► dz ──┬─► FewTile, filters turned round ──► dx       backward
 //                  x ───┴─► FewWeights ──► dw
+//
+// With them, what the forward pass gains is conv_few_rows; the rest is as for all other layers.
 //
 // Vectors run along a row and end with the row: the last one overlaps the one before.
 #pragma once
@@ -12,11 +14,16 @@
 
 namespace conv {
 
-// Whether there are so few filters that this way is the faster one.
+// Whether there are so few filters that pixels in the lanes are the faster way.
 static inline bool is_few(const Layer& l) {
     const bool few = l.O <= LANES / 2 || (l.O <= 2 * LANES && l.KH * l.segment <= 4);
-    return few && l.OW >= LANES && l.W >= LANES && l.positions == 1 && !l.dropout && l.pool_stride_h == 1 &&
-           l.pool_stride_w == 1 && l.stride_h == 1 && l.stride_w == 1 && l.pool_pad_h == 0 && l.pool_pad_w == 0;
+    return few && l.OW >= LANES && l.W >= LANES && l.stride_h == 1 && l.stride_w == 1;
+}
+
+// Whether such a layer can do without channels last throughout.
+static inline bool is_plain(const Layer& l) {
+    return l.positions == 1 && !l.dropout && l.pool_stride_h == 1 && l.pool_stride_w == 1 && l.pool_pad_h == 0 &&
+           l.pool_pad_w == 0;
 }
 
 // Channels-first rows: row y of plane c begins at data + c * plane + y * row.
@@ -144,6 +151,16 @@ static void few_relu(const Layer& l, const float* z, long row, const Image& out,
         }
         if (masks) store_pairs((uint32_t*)masks + 2 * at, flows, zeros);
     }
+}
+
+// Rows [begin, end) of the conv output, the first `columns` of each, into out[row - begin][column][O].
+static void conv_few_rows(const Layer& l, const Planes& x, const FewFilters& f, long begin, long end, long columns,
+                          float* out) {
+    const long pixels = (end - begin) * columns;
+    float* z = scratch().dense.get<float>(l.O * pixels);
+    for (long y = begin; y < end; y++)
+        few_row(Planes{x.data + y * x.row, x.plane, x.row}, f, l.O, columns, z + (y - begin) * columns, pixels);
+    transpose(z, pixels, l.O, pixels, out, l.O);
 }
 
 static void forward_few(const Layer& l, const float* weights, const float* bias, const Image& image, const Image& out,

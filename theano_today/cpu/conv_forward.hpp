@@ -111,6 +111,8 @@ static void conv_rows(const Layer& l, const float* x, long begin, long end, long
 
 static void conv_rows(const Layer& l, const float* x, long begin, long end, long columns, const float* w,
                       const float* bias, float* out, long width) {
+    if (l.KW == 1 && l.stride_h == 1 && l.stride_w == 1 && columns == l.padded_w)
+        columns *= end - begin, end = begin + 1;    // all rows are one
     if (width == BLOCK) conv_rows<2>(l, x, begin, end, columns, w, bias, out);
     else conv_rows<1>(l, x, begin, end, columns, w, bias, out);
 }
@@ -273,9 +275,12 @@ static void keep_bits(const Layer& l, const Image& u, uint8_t* keep) {
 static void forward_image(const Layer& l, const Filters& f, const Image& image, const Image& out, Pooled o) {
     Scratch& s = scratch();
     const bool exact = may_overflow(l, f, image), direct = is_channels_last(out, l.O, l.PH, l.PW);
-    if (f.few && !exact) return forward_few(l, f.few, f.bias, image, out, l.planes ? o.masks : NULL);
-    const float* x = padded_image(l, image, s.image, false);
     const long columns = used_columns(l), K = l.KH * l.segment;
+    const bool few = f.few && !exact && columns >= LANES;
+    if (few && is_plain(l) && out.w == 1) return forward_few(l, f.few, f.bias, image, out, l.planes ? o.masks : NULL);
+    const FewFilters few_filters = {l.C, l.KH, l.KW, f.few, f.bias};
+    const Planes planes = few ? padded_planes(l, image, s.image) : Planes{NULL, 0, 0};
+    const float* x = few ? NULL : padded_image(l, image, s.image, false);
     // Windows that share conv outputs are pooled when all rows are there; others strip by strip, where a strip has as
     // many pixels as it takes to be worth the filters' coming and going.
     const long PIXELS = 64;
@@ -289,7 +294,11 @@ static void forward_image(const Layer& l, const Filters& f, const Image& image, 
         const long end = y + rows_of_strip < l.PH ? y + rows_of_strip : l.PH;
         const long first = window_rows(l, y).begin, last = window_rows(l, end - 1).end;
         if (!direct) o.first = y * l.PW;
-        for (long b = 0; b < l.O; b += BLOCK) {
+        if (few) {
+            conv_few_rows(l, planes, few_filters, first, last, columns, z);
+            for (long yy = y; yy < end; yy++) pool_row(l, o, z, first, columns, l.O, yy, 0, false);
+        }
+        for (long b = 0; b < l.O && !few; b += BLOCK) {
             const long width = l.O - b <= LANES ? LANES : BLOCK;
             conv_rows(l, x, first, last, columns, f.forward + b * K, f.bias + b, z, width);
             for (long yy = y; yy < end; yy++) pool_row(l, o, z, first, columns, width, yy, b, exact);
@@ -307,7 +316,7 @@ static bool forward(const Layer& l, const Images& x, const Images& w, const floa
     static thread_local Filters filters;
     try {
         pack(l, w, bias, bias_step, filters, false);
-        filters.few = is_few(l) && x.w == 1 && out.w == 1 ? pack_few(l, w, false, filters.few_buffer) : NULL;
+        filters.few = is_few(l) && x.w == 1 ? pack_few(l, w, false, filters.few_buffer) : NULL;
     } catch (const std::bad_alloc&) {
         return false;
     }
