@@ -193,12 +193,15 @@ static void dense_gradient(const Layer& l, const float* g, const uint8_t* masks,
 static void dense_gradient_exact(const Layer& l, const Filters& f, const float* image, const float* g,
                                  const uint8_t* masks, float* dz) {
     Scratch& s = scratch();
+    static thread_local Filters again;
+    again.set(l, f.weights, f.bias, 1);
+    again.pack_forward(l);
     const long K = l.KH * l.segment;
     float* z = s.strip.get<float>(l.OH * l.OW * BLOCK);
     memset(dz, 0, l.OH * l.OW * l.O_stride * sizeof(float));
     for (long c = 0; c < l.O; c += LANES) {
         const long b = c / BLOCK * BLOCK, width = l.O - b <= LANES ? LANES : BLOCK;
-        if (c == b) conv_rows(l, image, 0, l.OH, l.OW, f.forward + b * K, f.bias + b, z, width);
+        if (c == b) conv_rows(l, image, 0, l.OH, l.OW, again.forward + b * K, f.bias + b, z, width);
         const float* zc = z + (c - b);
         for (long y = 0; y < l.PH; y++)
             for (long x = 0; x < l.PW; x++) {
@@ -400,16 +403,14 @@ class Sums {
             }
     }
 
-    // A whole image, of a layer of few filters.
-    void add_few(const Filters& f, const Image& x, const uint8_t* masks, const Image& g, const Image& dx, bool with_dw) {
-        backward_few(l, f.few, x, masks, g, dx, with_dw ? whole : NULL, l.O_stride, db);
-    }
+    // A whole image of a layer of few filters.
+    void add(const FewGradients& dz, const Planes& image) { few_dw(l, dz, image, whole, l.O_stride); }
 
-    // One number of dw (that of float k in row i of filter o) and of db, from the memory of sums that are finished.
-    static double dw(const Layer& l, const Plan& plan, const double* memory, long o, long i, long k) {
-        const double* whole = memory + l.O_stride;
-        return plan.few ? whole[(i * l.segment + k) * l.O_stride + o] : whole[(o * l.KH + i) * l.segment_stride + k];
+    // What is in the memory of sums that are finished: dw of a filter, from where `step` and Filters' places lead, and db.
+    static const double* dw(const Layer& l, const Plan& plan, const double* memory, long o) {
+        return memory + l.O_stride + (plan.few ? o : o * l.KH * l.segment_stride);
     }
+    static long step(const Layer& l, const Plan& plan) { return plan.few ? l.O_stride : 1; }
     static double db_of(const double* memory, long o) { return memory[o]; }
 };
 
@@ -592,14 +593,14 @@ class Walk {
         : l(l), f(f), plan(plan), image(image), dx(dx), sums(sums), with_dw(with_dw), exact(exact),
           row(l.padded_w * l.C) {}
 
-    // Pooling windows that share no conv output, with their bits.
-    void windows(GradientRows gradient, const uint8_t* masks) {
+    // Pooling windows that share no conv output, with their bits. With `few`, all there is to do is to write its rows.
+    void windows(GradientRows gradient, const uint8_t* masks, const FewGradients* few = NULL) {
         const long rows_of_strip = strip_rows(l.PH, l.PW, l.pool_stride_h);
         Strip strip = this->strip(rows_of_strip * l.PW * l.positions);
         const Window window = this->window();
         const long columns_used = used_columns(l), line = columns_used * l.O_stride;
         float* dz = NULL;
-        if (with_dw && plan.few) {
+        if (few || (with_dw && plan.few)) {
             dz = scratch().dense.get<float>(l.pool_h * line);
             memset(dz, 0, l.pool_h * line * sizeof(float));    // where no window reaches, it stays zero
         }
@@ -610,9 +611,11 @@ class Walk {
             if (whole && l.pool_h == 2 && l.pool_w == 2) window_row<2, 2>(y, g, masks, window, strip, dz, line);
             else if (whole && l.positions == 1) plain_row(y, g, masks, window, strip, dz);
             else window_row<0, 0>(y, g, masks, window, strip, dz, line);
-            if (dz)
-                for (long i = rows.begin; i < rows.end; i++)
-                    sums.add_row(dz + (i - rows.begin) * line, columns_used, l.O_stride, image + offset_of(i, 0), row);
+            for (long i = rows.begin; dz && i < rows.end; i++) {
+                const float* from = dz + (i - rows.begin) * line;
+                if (few) transpose(from, l.O_stride, columns_used, l.O, few->output_row(i), few->plane);
+                else sums.add_row(from, columns_used, l.O_stride, image + offset_of(i, 0), row);
+            }
             if (++in_strip == rows_of_strip || y + 1 == l.PH) {
                 finish_strip(strip, in_strip * l.PW);    // as a rule a filter has one maximum in a window
                 in_strip = 0;
@@ -657,7 +660,17 @@ static void backward_image(const Layer& l, const Filters& f, const Plan& plan, c
                            const Image& g, const Image& dx, Sums& sums, bool with_dw) {
     Scratch& s = scratch();
     const bool exact = may_overflow(l, f, x) || gradient_may_overflow(l, f, g);
-    if (f.few && !exact) return sums.add_few(f, x, masks, g, dx, with_dw);
+    if (f.few && !exact) {
+        const FewGradients dz(l);
+        if (is_plain(l))
+            for (long y = 0; y < l.OH; y++)
+                few_gradient(l, Image{g.data + y * g.h, g.c, 0, 1}, masks + y * l.OW * FEW_MASKS, dz.output_row(y),
+                             dz.plane, sums.db);
+        else Walk(l, f, plan, NULL, NULL, sums, false, false).windows(GradientRows(l, g), masks, &dz);
+        if (with_dw) sums.add(dz, padded_planes(l, x, s.image));
+        if (dx.data) few_dx(l, dz, f.few, dx);
+        return;
+    }
     const float* image = padded_image(l, x, s.image, true);
     GradientRows gradient(l, g);
     const bool padded = l.padded_h != l.H || l.padded_w != l.W;
@@ -700,9 +713,11 @@ static bool backward(const Layer& l, const Images& x, const Images& w, const flo
     double* memory;
     long size;
     try {
-        pack(l, w, bias, bias_step, filters, true);
-        const bool few = is_few(l) && is_plain(l) && x.w == 1 && g.w == 1 && (!dx.data || dx.w == 1);
-        filters.few = few ? pack_few(l, w, true, filters.few_buffer) : NULL;
+        const bool few = is_few(l) && x.w == 1 && (!dx.data || dx.w == 1) &&
+                         (is_plain(l) ? g.w == 1 : l.disjoint && l.planes && l.segment <= LANES);
+        filters.set(l, w, bias, bias_step);
+        filters.pack_backward(l);
+        if (few) filters.few = pack_few(l, w, true, filters.few_buffer);
         cuts.make(l, few);
         size = Sums::memory(l, cuts) / 2 + 1;
         memory = buffer.get<double>(threads * size);
@@ -725,15 +740,14 @@ static bool backward(const Layer& l, const Images& x, const Images& w, const flo
         }
     }
     if (!dw || !done) return done;
+    const long K = l.KH * l.segment, step = Sums::step(l, plan);
+    const int32_t* place = places_of_weights(l, plan.few ? l.segment : l.segment_stride, filters.places);
     for (long o = 0; o < l.O; o++) {
-        for (long i = 0; i < l.KH; i++)
-            for (long j = 0; j < l.KW; j++)
-                for (long c = 0; c < l.C; c++) {
-                    double sum = 0;
-                    for (long t = 0; t < threads; t++) sum += Sums::dw(l, plan, memory + t * size, o, i, j * l.C + c);
-                    const long ii = l.flip ? l.KH - 1 - i : i, jj = l.flip ? l.KW - 1 - j : j;
-                    dw[((o * l.C + c) * l.KH + ii) * l.KW + jj] = (float)sum;
-                }
+        for (long k = 0; k < K; k++) {
+            double sum = 0;
+            for (long t = 0; t < threads; t++) sum += Sums::dw(l, plan, memory + t * size, o)[place[k] * step];
+            dw[o * K + k] = (float)sum;
+        }
         double sum = 0;
         for (long t = 0; t < threads; t++) sum += Sums::db_of(memory + t * size, o);
         db[o] = (float)sum;

@@ -6,7 +6,8 @@
 //     g, masks ──► dz ──┬─► FewTile, filters turned round ──► dx       backward
 //                  x ───┴─► FewWeights ──► dw
 //
-// With them, what the forward pass gains is conv_few_rows; the rest is as for all other layers.
+// With them, conv_few_rows stands in the place of conv_rows, and dz is written by Walk, where it is not so sparse that
+// lists are better.
 //
 // Vectors run along a row and end with the row: the last one overlaps the one before.
 #pragma once
@@ -216,8 +217,24 @@ static FewWeights<1, 1>::Function few_weights(long filters, long columns) {
     return functions[filters - 1][columns - 1];
 }
 
-// The gradients of a row of conv outputs; g is a row of the gradient of the layer's output.
-static void few_gradient(const Layer& l, const Image& g, const uint8_t* masks, float* dz, long plane) {
+// The gradients of all conv outputs of an image, channels first, with as many zeros around them as a filter reaches.
+struct FewGradients {
+    float* data;
+    ptrdiff_t plane, row;
+    Planes outputs;    // without the zeros
+
+    explicit FewGradients(const Layer& l) {
+        const long border_h = l.KH - 1, border_w = l.KW - 1;
+        row = round_up(l.OW + 2 * border_w + LANES, LANES), plane = (l.OH + 2 * border_h) * row;
+        data = scratch().planes.get<float>(l.O * plane);
+        memset(data, 0, l.O * plane * sizeof(float));
+        outputs = Planes{data + border_h * row + border_w, plane, row};
+    }
+    float* output_row(long y) const { return (float*)outputs.data + y * row; }
+};
+
+// A row of them without pooling; g is a row of the gradient of the layer's output. Adds to db.
+static void few_gradient(const Layer& l, const Image& g, const uint8_t* masks, float* dz, long plane, double* db) {
     for (long x = 0; x < l.OW; x += LANES) {
         const long at = x + LANES <= l.OW ? x : l.OW - LANES;
         uvec flows = {}, zeros = {};
@@ -230,53 +247,43 @@ static void few_gradient(const Layer& l, const Image& g, const uint8_t* masks, f
             store(dz + o * plane + at, v);
         }
     }
+    for (long o = 0; o < l.O; o++) {
+        vec total = {};
+        for (long x = 0; x < l.OW; x += LANES) total += load(dz + o * plane + x);
+        db[o] += sum(total);
+    }
 }
 
-// Adds one image to sums[(i * KW + j) * C + c][stride] of dw and to db, and writes its dx (unless dx.data is NULL).
-static void backward_few(const Layer& l, const float* weights, const Image& image, const uint8_t* masks, const Image& g,
-                         const Image& dx, double* dw, long stride, double* db) {
-    Scratch& s = scratch();
-    const long border_h = l.KH - 1, border_w = l.KW - 1;
-    const long row = round_up(l.OW + 2 * border_w + LANES, LANES), plane = (l.OH + 2 * border_h) * row;
-    float* p = s.dense.get<float>(l.O * plane);
-    memset(p, 0, l.O * plane * sizeof(float));
-    Planes dz = {p + border_h * row + border_w, plane, row};
-    for (long y = 0; y < l.OH; y++) {
-        float* to = (float*)dz.data + y * row;
-        few_gradient(l, Image{g.data + y * g.h, g.c, 0, 1}, masks + y * l.OW * FEW_MASKS, to, plane);
-        for (long o = 0; o < l.O; o++) {
-            vec total = {};
-            for (long x = 0; x < l.OW; x += LANES) total += load(to + o * plane + x);
-            db[o] += sum(total);
-        }
+// dw of one image, added to sums[(i * KW + j) * C + c][stride].
+static void few_dw(const Layer& l, const FewGradients& dz, const Planes& x, double* dw, long stride) {
+    const long PIXELS = 1024;    // of a sum in float32
+    const long strip = PIXELS / l.OW + 1;
+    float sums[FEW * FEW_IN_ROW];
+    for (long y = 0; y < l.OH; y += strip) {
+        const long rows = l.OH - y < strip ? l.OH - y : strip;
+        for (long c = 0; c < l.C; c++)
+            for (long i = 0; i < l.KH; i++)
+                for (long o = 0; o < l.O; o += FEW)
+                    for (long j = 0; j < l.KW; j += FEW_IN_ROW) {
+                        const long filters = l.O - o < FEW ? l.O - o : FEW;
+                        const long columns = l.KW - j < FEW_IN_ROW ? l.KW - j : FEW_IN_ROW;
+                        few_weights(filters, columns)(
+                            Planes{dz.output_row(y) + o * dz.plane, dz.plane, dz.row},
+                            Planes{x.data + c * x.plane + (y + i) * x.row + j, x.plane, x.row}, rows, l.OW, sums);
+                        for (long f = 0; f < filters; f++)
+                            for (long k = 0; k < columns; k++)
+                                dw[((i * l.KW + j + k) * l.C + c) * stride + o + f] += sums[f * columns + k];
+                    }
     }
-    if (dw) {
-        const long PIXELS = 1024;    // of a sum in float32
-        const Planes x = padded_planes(l, image, s.image);
-        const long strip = PIXELS / l.OW + 1;
-        float sums[FEW * FEW_IN_ROW];
-        for (long y = 0; y < l.OH; y += strip) {
-            const long rows = l.OH - y < strip ? l.OH - y : strip;
-            for (long c = 0; c < l.C; c++)
-                for (long i = 0; i < l.KH; i++)
-                    for (long o = 0; o < l.O; o += FEW)
-                        for (long j = 0; j < l.KW; j += FEW_IN_ROW) {
-                            const long filters = l.O - o < FEW ? l.O - o : FEW;
-                            const long columns = l.KW - j < FEW_IN_ROW ? l.KW - j : FEW_IN_ROW;
-                            few_weights(filters, columns)(
-                                Planes{dz.data + o * plane + y * row, plane, row},
-                                Planes{x.data + c * x.plane + (y + i) * x.row + j, x.plane, x.row}, rows, l.OW, sums);
-                            for (long f = 0; f < filters; f++)
-                                for (long k = 0; k < columns; k++)
-                                    dw[((i * l.KW + j + k) * l.C + c) * stride + o + f] += sums[f * columns + k];
-                        }
-        }
-    }
-    if (!dx.data) return;
-    const FewFilters f = {l.O, l.KH, l.KW, weights, s.keep.get<float>(l.C)};
-    memset((float*)f.start, 0, l.C * sizeof(float));
-    Planes from = {p + l.pad_top * row + l.pad_left, plane, row};
-    for (long y = 0; y < l.H; y++, from.data += row) few_row(from, f, l.C, l.W, dx.data + y * dx.h, dx.c);
+}
+
+// dx of one image.
+static void few_dx(const Layer& l, const FewGradients& dz, const float* weights, const Image& dx) {
+    float* start = scratch().strip.get<float>(l.C);
+    memset(start, 0, l.C * sizeof(float));
+    const FewFilters f = {l.O, l.KH, l.KW, weights, start};
+    Planes from = {dz.data + l.pad_top * dz.row + l.pad_left, dz.plane, dz.row};
+    for (long y = 0; y < l.H; y++, from.data += from.row) few_row(from, f, l.C, l.W, dx.data + y * dx.h, dx.c);
 }
 
 }    // namespace conv

@@ -315,8 +315,9 @@ static bool forward(const Layer& l, const Images& x, const Images& w, const floa
                     const Images& samples, const Images& out, uint8_t* masks) {
     static thread_local Filters filters;
     try {
-        pack(l, w, bias, bias_step, filters, false);
-        filters.few = is_few(l) && x.w == 1 ? pack_few(l, w, false, filters.few_buffer) : NULL;
+        filters.set(l, w, bias, bias_step);
+        filters.pack_forward(l);
+        if (is_few(l) && x.w == 1) filters.few = pack_few(l, w, false, filters.few_buffer);
     } catch (const std::bad_alloc&) {
         return false;
     }

@@ -64,7 +64,7 @@ class Buffer {
 
 // Each thread's own.
 struct Scratch {
-    Buffer image, strip, keep, out;    // forward
+    Buffer image, strip, keep, out, planes;    // forward
     Buffer gradient, dense, dx, window, outputs, output_entries, filter_entries, ends, filter_offsets, exact;
 };
 static inline Scratch& scratch() {
@@ -166,48 +166,88 @@ static inline double as_number(uint32_t magnitude_bits) {
 //
 // For the backward pass: rows [O][KH][segment_stride].
 struct Filters {
+    Images weights;         // [O][C][KH][KW] as they are given
+    const float* few;       // see conv_few.hpp, or NULL
     float *forward, *backward, *bias;
-    const float* few;    // see conv_few.hpp, or NULL
     double largest, largest_bias;
-    Buffer forward_buffer, backward_buffer, bias_buffer, few_buffer;
+    Buffer forward_buffer, backward_buffer, bias_buffer, few_buffer, contiguous, places;
+
+    // Weights, bias and what bounds them; the rest is packed where it is needed.
+    void set(const Layer& l, const Images& w, const float* given_bias, ptrdiff_t bias_step);
+    void pack_forward(const Layer& l);
+    void pack_backward(const Layer& l);
 };
+
+constexpr int BLOCK = 2 * LANES;    // filters in a block of the micro-kernel, NR = 2 (the last block may have NR = 1)
 
 static inline float weight(const Layer& l, const Images& w, long o, long c, long i, long j) {
     if (l.flip) i = l.KH - 1 - i, j = l.KW - 1 - j;
     return w.data[o * w.n + c * w.c + i * w.h + j * w.w];
 }
 
-constexpr int BLOCK = 2 * LANES;    // filters in a block of the micro-kernel, NR = 2 (the last block may have NR = 1)
-
-static void pack(const Layer& l, const Images& w, const float* bias, ptrdiff_t bias_step, Filters& f, bool backward) {
-    long K = l.KH * l.segment;
-    float* fw = f.forward = f.forward_buffer.get<float>(round_up(l.O, BLOCK) * K);
-    for (long b = 0; b < l.O; b += BLOCK, fw += K * BLOCK) {
-        long width = l.O - b <= LANES ? LANES : BLOCK;
-        for (long i = 0, k = 0; i < l.KH; i++)
+// Where the weights of a filter lie in its packed rows: weight (c * KH + i) * KW + j at places[that], in rows of `row`.
+static int32_t* places_of_weights(const Layer& l, long row, Buffer& buffer) {
+    int32_t *places = buffer.get<int32_t>(l.C * l.KH * l.KW), *place = places;
+    for (long c = 0; c < l.C; c++)
+        for (long i = 0; i < l.KH; i++)
             for (long j = 0; j < l.KW; j++)
-                for (long c = 0; c < l.C; c++, k++)
-                    for (long o = 0; o < width; o++)
-                        fw[k * width + o] = b + o < l.O ? weight(l, w, b + o, c, i, j) : 0.f;
-    }
-    if (backward) {
-        float* bw = f.backward = f.backward_buffer.get<float>(l.O * l.KH * l.segment_stride);
-        memset(bw, 0, l.O * l.KH * l.segment_stride * sizeof(float));
+                *place++ = (int32_t)((l.flip ? l.KH - 1 - i : i) * row + (l.flip ? l.KW - 1 - j : j) * l.C + c);
+    return places;
+}
+
+inline void Filters::set(const Layer& l, const Images& w, const float* given_bias, ptrdiff_t bias_step) {
+    weights = w;
+    few = forward = backward = NULL;
+    const long K = l.KH * l.segment;
+    const bool whole_rows = (l.KW == 1 || w.w == 1) && (l.KH == 1 || w.h == l.KW) && (l.C == 1 || w.c == l.KH * l.KW);
+    if (!whole_rows || w.n < K) {
+        float *copy = contiguous.get<float>(l.O * K), *to = copy;
         for (long o = 0; o < l.O; o++)
-            for (long i = 0; i < l.KH; i++)
-                for (long j = 0; j < l.KW; j++)
-                    for (long c = 0; c < l.C; c++)
-                        bw[(o * l.KH + i) * l.segment_stride + j * l.C + c] = weight(l, w, o, c, i, j);
+            for (long c = 0; c < l.C; c++)
+                for (long i = 0; i < l.KH; i++)
+                    for (long j = 0; j < l.KW; j++) *to++ = w.data[o * w.n + c * w.c + i * w.h + j * w.w];
+        weights = Images{copy, K, l.KH * l.KW, l.KW, 1};
     }
-    float* fb = f.bias = f.bias_buffer.get<float>(round_up(l.O, BLOCK));
-    for (long o = 0; o < round_up(l.O, BLOCK); o++) fb[o] = l.bias && o < l.O ? bias[o * bias_step] : 0.f;
+    bias = bias_buffer.get<float>(round_up(l.O, BLOCK));
+    for (long o = 0; o < round_up(l.O, BLOCK); o++) bias[o] = l.bias && o < l.O ? given_bias[o * bias_step] : 0.f;
     uint32_t m = 0;
     for (long o = 0; o < l.O; o++) {
-        uint32_t v = magnitude(Image{w.data + o * w.n, w.c, w.h, w.w}, l.C, l.KH, l.KW);
+        const uint32_t v = magnitude(weights.data + o * weights.n, K);
         m = v > m ? v : m;
     }
-    f.largest = as_number(m);
-    f.largest_bias = as_number(magnitude(fb, l.O));
+    largest = as_number(m);
+    largest_bias = as_number(magnitude(bias, l.O));
+}
+
+inline void Filters::pack_forward(const Layer& l) {
+    const long K = l.KH * l.segment;
+    const int32_t* place = places_of_weights(l, l.segment, places);
+    float* fw = forward = forward_buffer.get<float>(round_up(l.O, BLOCK) * K);
+    alignas(32) float eight[64];
+    for (long b = 0; b < l.O; b += BLOCK, fw += K * BLOCK) {
+        const long width = l.O - b <= LANES ? LANES : BLOCK;
+        for (long o = 0; o < width; o += 8) {
+            const long filters = l.O - b - o < 8 ? l.O - b - o : 8, to = width - o < 8 ? width - o : 8;
+            const float* from = weights.data + (b + o) * weights.n;
+            for (long k = 0; k < K; k += 8) {
+                const long n = K - k < 8 ? K - k : 8;
+                if (filters == 8 && n == 8) transpose_8x8(from + k, weights.n, eight, 8);
+                else
+                    for (long i = 0; i < n; i++)
+                        for (long f = 0; f < 8; f++) eight[8 * i + f] = f < filters ? from[f * weights.n + k + i] : 0.f;
+                for (long i = 0; i < n; i++) memcpy(fw + place[k + i] * width + o, eight + 8 * i, to * sizeof(float));
+            }
+        }
+    }
+}
+
+inline void Filters::pack_backward(const Layer& l) {
+    const long K = l.KH * l.segment, filter = l.KH * l.segment_stride;
+    const int32_t* place = places_of_weights(l, l.segment_stride, places);
+    backward = backward_buffer.get<float>(l.O * filter);
+    if (l.segment != l.segment_stride) memset(backward, 0, l.O * filter * sizeof(float));
+    for (long o = 0; o < l.O; o++)
+        for (long k = 0; k < K; k++) backward[o * filter + place[k]] = weights.data[o * weights.n + k];
 }
 
 // Whether the conv outputs of an image could be anything but finite.
