@@ -126,12 +126,12 @@ class Pieces {
 struct Plan {
     Pieces<ListKernel> lists;
     Pieces<RowKernel> rows;
-    bool few;    // dw by RowKernel: a filter is so small that its lists would cost more than they save
+    bool small;    // dw by RowKernel: a filter is so small that its lists would cost more than they save
 
     void make(const Layer& l, bool few_filters) {
-        few = few_filters || l.KH * l.segment <= 32;
+        small = few_filters || l.KH * l.segment <= 32;
         lists.plan(l.KH, l.segment_stride / LANES);
-        if (few) rows.plan(l.KH, l.segment);
+        if (small) rows.plan(l.KH, l.segment);
     }
 };
 
@@ -348,7 +348,7 @@ static void add_to_image_exact(const Layer& l, const Filters& f, const Plan& pla
 class Sums {
     const Layer& l;
     const Plan& plan;
-    float* part;      // of dw: [O][KH][segment_stride], or with Plan::few [KH * segment][O_stride]
+    float* part;      // of dw: [O][KH][segment_stride], or with Plan::small [KH * segment][O_stride]
     double* whole;    // the same
     long outputs = 0;
     const long most;
@@ -357,13 +357,13 @@ class Sums {
     double* db;       // [O_stride]
 
     static long size(const Layer& l, const Plan& plan) {
-        return plan.few ? l.KH * l.segment * l.O_stride : l.O * l.KH * l.segment_stride;
+        return plan.small ? l.KH * l.segment * l.O_stride : l.O * l.KH * l.segment_stride;
     }
     static long memory(const Layer& l, const Plan& plan) { return 3 * size(l, plan) + 2 * l.O_stride; }    // floats
 
     // Zeros, in `memory` floats.
     Sums(const Layer& l, const Plan& plan, double* memory)
-        : l(l), plan(plan), most(plan.few ? 256 : size(l, plan) > 100000 ? 2048 : 1024) {    // conv outputs
+        : l(l), plan(plan), most(plan.small ? 256 : size(l, plan) > 100000 ? 2048 : 1024) {    // conv outputs
         db = memory;
         whole = db + l.O_stride;
         part = (float*)(whole + size(l, plan));
@@ -408,9 +408,9 @@ class Sums {
 
     // What is in the memory of sums that are finished: dw of a filter, from where `step` and Filters' places lead, and db.
     static const double* dw(const Layer& l, const Plan& plan, const double* memory, long o) {
-        return memory + l.O_stride + (plan.few ? o : o * l.KH * l.segment_stride);
+        return memory + l.O_stride + (plan.small ? o : o * l.KH * l.segment_stride);
     }
-    static long step(const Layer& l, const Plan& plan) { return plan.few ? l.O_stride : 1; }
+    static long step(const Layer& l, const Plan& plan) { return plan.small ? l.O_stride : 1; }
     static double db_of(const double* memory, long o) { return memory[o]; }
 };
 
@@ -471,7 +471,7 @@ class Walk {
 
     int32_t offset_of(long y, long x) const { return (int32_t)(y * l.stride_h * row + x * l.stride_w * l.C); }
 
-    Strip strip(long most) const { return Strip(l, most, dx != NULL, with_dw && !plan.few); }
+    Strip strip(long most) const { return Strip(l, most, dx != NULL, with_dw && !plan.small); }
 
     Window window() const {
         float* p = scratch().window.get<float>(3 * l.O_stride + l.plane_bytes);
@@ -600,7 +600,7 @@ class Walk {
         const Window window = this->window();
         const long columns_used = used_columns(l), line = columns_used * l.O_stride;
         float* dz = NULL;
-        if (few || (with_dw && plan.few)) {
+        if (few || (with_dw && plan.small)) {
             dz = scratch().dense.get<float>(l.pool_h * line);
             memset(dz, 0, l.pool_h * line * sizeof(float));    // where no window reaches, it stays zero
         }
@@ -629,7 +629,7 @@ class Walk {
         Strip strip = this->strip(rows_of_strip * l.OW);
         const Window window = this->window();
         for (long y = 0, in_strip = 0; y < l.OH; y++) {
-            if (with_dw && plan.few) sums.add_row(dz, l.OW, pixel, image + offset_of(y, 0), row);
+            if (with_dw && plan.small) sums.add_row(dz, l.OW, pixel, image + offset_of(y, 0), row);
             for (long x = 0; x < l.OW; x++, dz += pixel) {
                 for (long c = 0; c < l.O; c += LANES) {
                     const lanebits valid = l.O - c >= LANES ? (lanebits)((1ull << LANES) - 1) : (1u << (l.O - c)) - 1;
@@ -741,7 +741,7 @@ static bool backward(const Layer& l, const Images& x, const Images& w, const flo
     }
     if (!dw || !done) return done;
     const long K = l.KH * l.segment, step = Sums::step(l, plan);
-    const int32_t* place = places_of_weights(l, plan.few ? l.segment : l.segment_stride, filters.places);
+    const int32_t* place = places_of_weights(l, plan.small ? l.segment : l.segment_stride, filters.places);
     for (long o = 0; o < l.O; o++) {
         for (long k = 0; k < K; k++) {
             double sum = 0;
