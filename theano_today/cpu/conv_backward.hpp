@@ -4,9 +4,6 @@
 
 namespace conv {
 
-// A sum of many products is a sum of partial sums of at most so many, which rounds less.
-constexpr long PART = 64;
-
 // ---- lists of gradients that are not zero ----
 
 // One gradient and where its partner lies: the row of a filter (for dx) or the window of the image (for dw).

@@ -61,14 +61,14 @@ struct FewFilters {
 // The micro-kernel: F filters x V vec of pixels, accumulated in registers.
 template <int F, int V>
 static void few_tile(const Planes& in, long x, const FewFilters& f, float* out, ptrdiff_t out_plane) {
-    const long CHANNELS = 512 / (f.KH * f.KW) + 1;    // a long sum is a sum of partial sums, which rounds less
+    const long channels = PART / 2 / (f.KH * f.KW) + 1;
     const float* w = f.weights;
     vec total[F][V];
     for (int o = 0; o < F; o++)
         for (int v = 0; v < V; v++) total[o][v] = broadcast(f.start[o]);
-    for (long begin = 0; begin < f.C; begin += CHANNELS) {
+    for (long begin = 0; begin < f.C; begin += channels) {
         vec acc[F][V] = {};
-        for (long c = begin; c < f.C && c < begin + CHANNELS; c++)
+        for (long c = begin; c < f.C && c < begin + channels; c++)
             for (long i = 0; i < f.KH; i++)
                 for (long j = 0; j < f.KW; j++, w += F) {
                     const float* p = in.data + c * in.plane + i * in.row + x + j;
@@ -248,9 +248,9 @@ static void few_gradient(const Layer& l, const Image& g, const uint8_t* masks, f
         }
     }
     for (long o = 0; o < l.O; o++) {
-        vec total = {};
-        for (long x = 0; x < l.OW; x += LANES) total += load(dz + o * plane + x);
-        db[o] += sum(total);
+        double lanes[LANES] = {};
+        for (long x = 0; x < l.OW; x += LANES) add_to(lanes, load(dz + o * plane + x));
+        for (int lane = 0; lane < LANES; lane++) db[o] += lanes[lane];
     }
 }
 

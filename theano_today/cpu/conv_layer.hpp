@@ -15,6 +15,9 @@ namespace conv {
 
 using namespace simd;
 
+// A sum of many products is a sum of partial sums of at most about so many, which rounds less.
+constexpr long PART = 64;
+
 // ---- windows ----
 
 // The rows (or columns) [begin, end) of the conv output that pooling window number i covers; `start` is where the
