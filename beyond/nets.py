@@ -7,9 +7,8 @@
     freeze(net, VGG16_CONVOLUTIONS)       # train the new layers only
     net.fit(X, y)                         # X (n, 1, 96, 96) in [0, 1], as kfkd.load2d gives it
 """
-import codecs
-import io
 import pickle
+import zipfile
 
 import lasagne
 import numpy as np
@@ -18,6 +17,8 @@ from lasagne.init import GlorotUniform
 from lasagne.nonlinearities import rectify, softmax
 from lasagne.updates import adam
 from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
+
+from theano_today.nets import safe_pickle
 
 
 def starter_net(input_shape, num_outputs, num_filters=16, num_convolutions=3, num_units=100,
@@ -213,37 +214,17 @@ def freeze(net, names):
             tags.discard('trainable')
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickle nothing but arrays, numbers, strings, lists and dictionaries: no code can run."""
-
-    ALLOWED = {('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype,
-               ('_codecs', 'encode'): codecs.encode}
-    for _core in 'numpy.core', 'numpy._core':  # NumPy 2 has renamed it
-        ALLOWED.update({
-            (_core + '.multiarray', '_reconstruct'): np.empty(0).__reduce__()[0],
-            (_core + '.multiarray', 'scalar'): np.float32(0).__reduce__()[0],
-            # What protocol 5 names, Python's default from 3.14 on.
-            (_core + '.numeric', '_frombuffer'): np.empty(0).__reduce_ex__(5)[0]})
-    del _core
-
-    def find_class(self, module, name):
-        try:
-            return self.ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f'it asks for {module}.{name}') from None
-
-
 def _read_weights(fname):
-    with open(fname, 'rb') as f:
-        content = f.read()
     try:
-        if content[:2] == b'PK':  # a zip file, as NumPy writes
-            arrays = np.load(io.BytesIO(content), allow_pickle=False)
-            return [arrays[f'arr_{number}'] for number in range(len(arrays.files))]
-        # latin1: the file was pickled by Python 2.
-        pickled = _ArraysOnly(io.BytesIO(content), encoding='latin1').load()
-        return list(pickled['param values'] if isinstance(pickled, dict) else pickled)
-    except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, IndexError,
-            AttributeError, UnicodeError) as error:
+        with open(fname, 'rb') as f:
+            start = f.read(2)
+            f.seek(0)
+            if start == b'PK':  # a zip file, as NumPy writes
+                arrays = np.load(f, allow_pickle=False)
+                return [arrays[f'arr_{number}'] for number in range(len(arrays.files))]
+            pickled = safe_pickle.load_arrays(f)
+            return list(pickled['param values'] if isinstance(pickled, dict) else pickled)
+    except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError,
+            zipfile.BadZipFile) as error:
         raise ValueError('{} is not a file of VGG weights, a pickle or .npz of arrays: {}.'.format(
             fname, error))

@@ -147,8 +147,9 @@ class Evil:
     (pickle.dumps({'param values': Evil()}), 'asks for builtins.eval'),
     (pickle.dumps({'weights': []}), 'not a file of VGG weights'),
     (pickle.dumps({'param values': [np.zeros(3)]}), 'has 1 arrays; VGG-16 has 32'),
-    (pickle.dumps({'param values': [np.array([Evil()])]}, 5), 'asks for builtins.eval'),
-], ids=['text', 'code', 'other pickle', 'too few', 'code in an array'])
+    (pickle.dumps({'param values': [np.array([Evil()])]}, 5), "an array of type 'O8'"),
+    (b'PK\x03\x04', 'not a file of VGG weights'),
+], ids=['text', 'code', 'other pickle', 'too few', 'code in an array', 'half a zip file'])
 def test_files_that_are_something_else(tmp_path, content, words):
     path = tmp_path / 'vgg16.pkl'
     path.write_bytes(content)

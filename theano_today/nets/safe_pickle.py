@@ -2,6 +2,7 @@
 
     net = safe_pickle.load(f)                         # nets of Lasagne's and nolearn's own classes
     net = safe_pickle.load(f, trusted=[MyIterator])   # and of these
+    values = safe_pickle.load_arrays(f)               # no nets: arrays, also of Python 2
 
 A pickle is a program: it may name any function of any module and call it.  Here it may only
 
@@ -32,16 +33,18 @@ from theano.tensor import TensorType
 
 from ..compat import new_net
 
-__all__ = ['allowed', 'load', 'loads']
+__all__ = ['allowed', 'load', 'load_arrays', 'loads']
 
 # The opcodes of protocols 2 to 5 for plain data, memo, globals, calls and objects.  Not among them:
 # persistent ids, the extension registry, out-of-band buffers, sets, __newobj_ex__, and the text
 # opcodes of the old protocols.
-OPCODES = [getattr(pickle, name)[0] for name in (
+OPCODES = (
     'PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 '
     'BINFLOAT SHORT_BINUNICODE BINUNICODE SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_TUPLE '
     'TUPLE1 TUPLE2 TUPLE3 TUPLE EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS BINPUT '
-    'LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD').split()]
+    'LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD')
+# Those of protocols 0 and 1, and of Python 2's strings, in files of arrays.
+OLD_OPCODES = 'INT LONG FLOAT STRING BINSTRING SHORT_BINSTRING UNICODE LIST DICT PUT GET'
 
 # Methods that may be among a net's handlers: those named after the events of nolearn.
 HANDLERS = ('on_batch_finished', 'on_epoch_finished', 'on_training_started', 'on_training_finished')
@@ -52,7 +55,13 @@ DTYPES = {np.dtype(kind).str[1:] for kind in (
 
 
 def _refuse(what):
-    raise pickle.UnpicklingError(what)
+    raise pickle.UnpicklingError(f'it holds {what}')
+
+
+def _methods(opcodes):
+    """What Python's own unpickler does with these, as `_Unpickler.dispatch` has it."""
+    codes = [getattr(pickle, name)[0] for name in opcodes.split()]
+    return {code: pickle._Unpickler.dispatch[code] for code in codes}
 
 
 # ----------------------------------------------------------------- what a pickle may name and call
@@ -103,7 +112,18 @@ def _array(data, dtype, shape, order='C', axis_order=None):
 
 
 def _scalar(dtype, data):
-    return _array(data, dtype, ())[()]
+    return _array(_bytes(data), dtype, ())[()]
+
+
+def _bytes(data):
+    """The content of an array, which Python 2 has as a string."""
+    return data.encode('latin1') if isinstance(data, str) else data
+
+
+def _latin1(text, encoding):
+    if not isinstance(text, str) or encoding != 'latin1':
+        _refuse('text in another encoding than Latin-1')
+    return _bytes(text)
 
 
 def _reconstruct(subtype, shape, kind):
@@ -131,18 +151,18 @@ def _handler(owner, name):
     return getattr(owner, name)
 
 
-_CALLS = {('builtins', 'getattr'): _Call(_handler),
+_ARRAYS = {('numpy', 'dtype'): _Call(_dtype), ('numpy', 'ndarray'): _NDARRAY}
+for _core in ('numpy.core', 'numpy._core'):  # NumPy 2 has renamed it
+    _ARRAYS.update({(_core + '.numeric', '_frombuffer'): _Call(_array),
+                    (_core + '.multiarray', '_reconstruct'): _Call(_reconstruct),
+                    (_core + '.multiarray', 'scalar'): _Call(_scalar)})
+_CALLS = {**_ARRAYS,
+          ('builtins', 'getattr'): _Call(_handler),
           ('collections', 'OrderedDict'): _Call(OrderedDict),
           ('theano_today.compat', 'new_net'): _Call(_net),
           (new_net.__module__, new_net.__name__): _Call(_net),
-          ('numpy', 'dtype'): _Call(_dtype),
-          ('numpy', 'ndarray'): _NDARRAY,
           ('numpy.random._pickle', '__randomstate_ctor'): _Call(_random_state),
           ('numpy.random._pickle', '__bit_generator_ctor'): _MT19937}
-for _core in ('numpy.core', 'numpy._core'):  # NumPy 2 has renamed it
-    _CALLS.update({(_core + '.numeric', '_frombuffer'): _Call(_array),
-                   (_core + '.multiarray', '_reconstruct'): _Call(_reconstruct),
-                   (_core + '.multiarray', 'scalar'): _Call(_scalar)})
 
 
 def allowed(trusted=()):
@@ -195,6 +215,7 @@ def _build_array(array, state):
     if not isinstance(state, tuple) or len(state) != 5:
         _refuse('an array without content')
     _, shape, dtype, fortran, data = state
+    data = _bytes(data)
     if not isinstance(data, bytes) or _size(shape, dtype) != len(data) or array.shape != (0,):
         _refuse('an array whose size is not the one it claims')
     array.__setstate__((1, shape, dtype, bool(fortran), data))
@@ -266,8 +287,9 @@ class _Reader:
     One byte can make an object of a hundred, so that a large file could fill the memory.
     """
 
-    def __init__(self, f, size):
-        self.file, self.left, self.instructions = f, size, INSTRUCTIONS
+    def __init__(self, f, size, longest_line=1000):
+        self.file, self.left, self.longest_line = f, size, longest_line
+        self.instructions = INSTRUCTIONS
 
     def count(self, size):
         self.instructions -= size
@@ -282,9 +304,9 @@ class _Reader:
         return self.file.read(size)
 
     def readline(self):
-        line = self.file.readline(min(self.left, 1000))
+        line = self.file.readline(min(self.left, self.longest_line))
         self.left -= len(line)
-        self.count(len(line))
+        self.count(min(len(line), 64))
         return line
 
 
@@ -292,11 +314,12 @@ class _Unpickler(pickle._Unpickler):
     """Python's own unpickler, written in Python, with stricter opcodes."""
 
     dispatch = dict.fromkeys(range(256), lambda self: _refuse(
-        'an instruction that pickles of nets do not need'))
-    dispatch.update((opcode, pickle._Unpickler.dispatch[opcode]) for opcode in OPCODES)
+        'an instruction that such a file does not need'))
+    dispatch.update(_methods(OPCODES))
+    unknown = 'it holds the class or function {}, which is none of those that belong to a net'
 
     def __init__(self, reader, table):
-        super().__init__(reader)
+        super().__init__(reader, encoding='latin1')  # of Python 2's strings
         self.reader, self.table = reader, table
 
     def find_class(self, module, name):
@@ -304,8 +327,8 @@ class _Unpickler(pickle._Unpickler):
             return self.table[module, name]
         except (KeyError, TypeError):
             named = '.'.join(str(part)[:200] for part in (module, name))
-            _refuse('the class or function {}, which is none of those that belong to a net'.format(
-                named.encode('unicode_escape').decode()))
+            raise pickle.UnpicklingError(self.unknown.format(
+                named.encode('unicode_escape').decode())) from None
 
     def load_frame(self):
         size, = struct.unpack('<Q', self.read(8))
@@ -379,6 +402,20 @@ class _Unpickler(pickle._Unpickler):
     del _opcode, _method
 
 
+class _ArraysUnpickler(_Unpickler):
+    """The same for files of arrays, of all protocols."""
+
+    dispatch = {**_Unpickler.dispatch, **_methods(OLD_OPCODES)}
+    unknown = 'it asks for {}'
+
+    def load_dict(self):
+        items = self.pop_mark()
+        self.append({})
+        self._update(items)
+
+    dispatch[pickle.DICT[0]] = load_dict
+
+
 def load(f, trusted=(), renamed=()):
     """Load a pickle from an open file, or raise.
 
@@ -405,11 +442,32 @@ def loads(data, trusted=(), renamed=()):
     return _load(_Reader(io.BytesIO(data), len(data)), trusted, renamed)
 
 
+def load_arrays(f):
+    """Load a pickle of arrays, numbers, strings, lists, tuples and dictionaries, or raise.
+
+    Parameters
+    ----------
+    f : file
+        Opened for reading in binary mode.  It may be of any protocol, and of Python 2, whose strings
+        are read as Latin-1.
+
+    Raises
+    ------
+    pickle.UnpicklingError
+        If it holds something else, or is damaged.  Nothing of it has been run then.
+    """
+    size = os.fstat(f.fileno()).st_size
+    table = {**_ARRAYS, ('_codecs', 'encode'): _Call(_latin1)}  # bytes that Python 2 can read, too
+    return _run(_ArraysUnpickler(_Reader(f, size, longest_line=size), table))
+
+
 def _load(reader, trusted, renamed):
+    return _run(_Unpickler(reader, {**allowed(trusted), **dict(renamed), **_CALLS}))
+
+
+def _run(unpickler):
     try:
-        return _Unpickler(reader, {**allowed(trusted), **dict(renamed), **_CALLS}).load()
-    except pickle.UnpicklingError as error:
-        raise pickle.UnpicklingError('it holds {}'.format(error)) from None
+        return unpickler.load()
     except (EOFError, IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError,
             RecursionError, MemoryError, struct.error) as error:
         raise pickle.UnpicklingError('it is damaged: {}'.format(

@@ -278,6 +278,30 @@ def test_the_collection_is_dangerous_to_pickle_itself(here):
     os.remove(FLAG)
 
 
+# In pickles of protocols 0 and 1, which nets are not written in.
+HOSTILE_ARRAYS = dict(
+    HOSTILE,
+    **{'a key of an old dictionary that hashes for ever':
+        b')p0\n' + b'0g0\ng0\n\x86p0\n' * 100 + b'(g0\nNd.',
+       'a string that claims two gigabytes': b'T' + struct.pack('<i', 2 ** 31 - 1) + b'abc.',
+       'a string of a negative length': b'T' + struct.pack('<i', -5) + b'abc.',
+       'a number of millions of digits': b'I' + b'9' * 10 ** 7 + b'\n.',
+       'bytes by another encoding': op(name('_codecs', 'encode'), text(('abc', 'rot13')), b'R'),
+       'a net': pickle.dumps(kfkd.net, -1)})
+
+
+@pytest.mark.parametrize('case', list(HOSTILE_ARRAYS))
+def test_files_of_arrays_are_as_safe(here, case, monkeypatch):
+    modules, start = set(sys.modules), time.time()
+    monkeypatch.setattr(safe_pickle, 'INSTRUCTIONS', 1 << 20)
+    (here / 'arrays.pickle').write_bytes(HOSTILE_ARRAYS[case])
+    with open('arrays.pickle', 'rb') as f, pytest.raises(pickle.UnpicklingError) as info:
+        safe_pickle.load_arrays(f)
+    assert not isinstance(info.value.__cause__, (NameError, RecursionError)), 'an error of our own'
+    assert os.listdir(str(here)) == ['arrays.pickle']
+    assert set(sys.modules) == modules and time.time() < start + 60
+
+
 def test_the_message_names_the_class(here):
     (here / 'net.pickle').write_bytes(HOSTILE['os.system'])
     with pytest.raises(kfkd.DataError, match=r'posix\.system, which is none of those'):
@@ -314,6 +338,28 @@ def test_the_decks_net_and_values_of_its_kinds(protocol):
     assert again.update_learning_rate.get_value() == net.update_learning_rate.get_value()
     assert again.get_params().keys() == net.get_params().keys()
     assert [kind for _, kind in again.layers] == [kind for _, kind in net.layers]
+
+
+# As Python 2 and its NumPy write {'values': [array of two float32]}: strings for bytes.
+PYTHON_2 = (
+    b'\x80\x02}q\x01U\x06values]q\x02cnumpy.core.multiarray\n_reconstruct\nq\x03(cnumpy\nndarray\n'
+    b'K\x00\x85U\x01btR(K\x01K\x02\x85cnumpy\ndtype\n(U\x02f4K\x00K\x01tR(K\x03U\x01<NNN'
+    b'J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08' + np.array([1.5, -3e8], '<f4').tobytes()
+    + b'tbas.')
+
+
+def test_arrays_of_every_protocol_and_of_python_2(here):
+    values = {'values': [np.arange(6.).reshape(2, 3).T, np.float32(2)], 'names': ('a', 'b', 3, None, True)}
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        (here / 'arrays.pickle').write_bytes(pickle.dumps(values, protocol))
+        with open('arrays.pickle', 'rb') as f:
+            found = safe_pickle.load_arrays(f)
+        assert found['names'] == values['names'] and found['values'][1] == 2
+        np.testing.assert_array_equal(found['values'][0], values['values'][0])
+    (here / 'arrays.pickle').write_bytes(PYTHON_2)
+    with open('arrays.pickle', 'rb') as f:
+        [array] = safe_pickle.load_arrays(f)['values']
+    assert array.dtype == np.float32 and list(array) == [1.5, np.float32(-3e8)]
 
 
 def test_every_layer_of_lasagne_may_be_named():
