@@ -210,8 +210,6 @@ EVERY_TABLE = [
     ('one line of a million bytes', lambda data: b'x' * (1 << 21)),
     ('codes that redraw the terminal', lambda data: b'\x1b[2J\x1b]0;x\x07,b\n1,2\n'),
 ]
-WORDS = {'training.csv': 'training.csv', 'test.csv': 'test.csv',
-         'IdLookupTable.csv': 'IdLookupTable.csv'}
 
 
 @pytest.mark.parametrize('fname, argv', [('training.csv', ['fit']), ('training.csv', []), (

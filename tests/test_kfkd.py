@@ -674,6 +674,19 @@ def test_without_kaggles_files_faces_are_drawn(tmp_path, monkeypatch, capsys):
     assert written == {'faces'}, 'kept apart from Kaggle\'s'
 
 
+@pytest.mark.parametrize('fname', ['training.csv', 'test.csv', 'test.zip'])
+def test_with_kaggles_files_the_constants_are_the_decks(tmp_path, monkeypatch, capsys, fname):
+    monkeypatch.setattr(kfkd, 'DATA', str(tmp_path))
+    monkeypatch.setattr(kfkd, 'DRAWN', str(tmp_path / 'faces'))
+    for name, value in ('FTRAIN', 'training.csv'), ('FTEST', 'test.csv'):
+        monkeypatch.setattr(kfkd, name, str(tmp_path / value))
+    (tmp_path / fname).write_text('')
+    constants = kfkd.constants()
+    assert {name: getattr(constants, name) for name in kfkd.DECK} == kfkd.DECK
+    assert (constants.FTRAIN, constants.FTEST) == (kfkd.FTRAIN, kfkd.FTEST)
+    assert os.listdir(tmp_path) == [fname] and not capsys.readouterr().out
+
+
 def test_a_missing_file_of_ones_own_is_an_error(monkeypatch):
     monkeypatch.setattr(kfkd, 'FTRAIN', 'mine.csv')
     with pytest.raises(kfkd.DataError, match='mine.csv is not there'):

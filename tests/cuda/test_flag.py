@@ -3,6 +3,7 @@ import pytest
 import theano_today
 import torch
 from theano_today import cuda
+from theano_today.cuda.kernels import run
 
 MODES = ['eager']
 
@@ -31,3 +32,29 @@ def test_typing_errors(flag, stand_in, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     with pytest.raises(theano_today.SetupError, match=message):
         cuda.torch_device(flag)
+
+
+@pytest.mark.parametrize('asked, precision', [('', ''), ('0', ''), ('1', 'tf32'), ('x3', 'tf32x3')])
+def test_how_products_are_rounded(asked, precision, monkeypatch):
+    """PyTorch's own products and convolutions round with 1 alone."""
+    monkeypatch.setenv('THEANO_TODAY_TF32', asked)
+    assert run.precision() == precision
+    for name in ('cuda.linker.register', 'cuda.storage.serve_host_programs', 'nets.batches.run_ahead',
+                 'cuda.convert.use_device'):
+        monkeypatch.setattr(f'theano_today.{name}', lambda *args: None)
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda name: None)
+    flags = [(torch.backends.cuda.matmul, 'allow_tf32'), (torch.backends.cudnn, 'allow_tf32'),
+             (torch.backends.cudnn, 'deterministic')]
+    before = [getattr(*flag) for flag in flags]
+    try:
+        cuda.install('cuda:0')
+        assert [getattr(*flag) for flag in flags] == [asked == '1', asked == '1', True]
+    finally:
+        for flag, value in zip(flags, before):
+            setattr(*flag, value)
+
+
+def test_roundings_that_there_are_not(monkeypatch):
+    monkeypatch.setenv('THEANO_TODAY_TF32', 'yes')
+    with pytest.raises(ValueError, match='THEANO_TODAY_TF32=yes: choose 0, 1 or x3'):
+        run.precision()

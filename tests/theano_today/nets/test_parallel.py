@@ -2,6 +2,7 @@
 import contextlib
 import functools
 import os
+import subprocess
 import sys
 import types
 
@@ -137,6 +138,49 @@ def test_a_checkpoint_of_other_settings_is_an_error_before_any_training(folder):
                                         r'outputs was 1, is 3.'):
         parallel.side_by_side([training(2), changed], 2)
     assert not os.path.exists('net-2.npz') and len(stepwise.steps('steps')) == 20
+
+
+PROGRAM = '''
+import os
+import stepwise
+from theano_today.nets.parallel import Training, side_by_side
+
+class Note:
+    def __init__(self):
+        self.batches = 0
+
+    def __call__(self, nn, history):
+        self.batches += 1
+
+def prepare(outputs):
+    net = stepwise.net(outputs, stepwise.Steps(os.path.abspath('steps')))
+    net.on_batch_finished.append(Note())
+    return (net, *stepwise.data(outputs), {})
+
+print('begun')
+trainings = [Training(str(n), 'net-{}.npz'.format(n), lambda n=n: prepare(n)) for n in (1, 2)]
+for training in side_by_side(trainings, 2, verbose=0):
+    print(training.fit().on_batch_finished[-1].batches)
+'''
+
+
+def test_a_program_without_a_guard_and_with_a_class_of_its_own(folder):
+    """Workers can import neither, and do not run the program once more."""
+    (folder / 'program.py').write_text(PROGRAM)
+    done = subprocess.run([sys.executable, 'program.py'], stdout=subprocess.PIPE, text=True,
+                          env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
+    assert [line for line in done.stdout.splitlines() if line[0] != '#'] == ['begun', '20', '20']
+    assert os.getpid() not in {pid for _, _, pid in stepwise.steps('steps')}
+    assert len(stepwise.steps('steps')) == 40
+
+
+@pytest.mark.parametrize('jobs, most, workers', [(2, 6, 2), (-1, 6, 4), (-1, 3, 3), (8, 6, 6)])
+def test_a_worker_for_each_core_or_training(monkeypatch, jobs, most, workers):
+    monkeypatch.setattr('dask.system.CPU_COUNT', 4)
+    monkeypatch.setattr(cluster, '_local_client',
+                        lambda environment, workers: contextlib.nullcontext(workers))
+    with cluster.client(jobs, most) as (found, at_a_time):
+        assert len(found) == at_a_time == workers
 
 
 def test_share_of_the_threads(monkeypatch):
