@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import OrderedDict
 
 import lasagne
 import numpy as np
@@ -30,7 +29,7 @@ from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
 from nolearn.lasagne import visualize
 from scipy.stats import loguniform, uniform
 from sklearn.datasets import load_digits
-from sklearn.metrics import confusion_matrix, mean_squared_error
+from sklearn.metrics import ConfusionMatrixDisplay, mean_squared_error
 from sklearn.model_selection import KFold, RandomizedSearchCV
 from sklearn.utils import shuffle
 
@@ -42,7 +41,7 @@ from .augmentation import PRESETS, AffineBatchIterator
 from .figures import BLACK, BLUE, GREEN, RED, plot_face, write_figure
 
 SEED = 0
-EXPERIMENTS = OrderedDict()
+EXPERIMENTS = {}
 # A mirror and nothing else.
 FLIPS = dict(rotation=(0, 0), translation=(0, 0), scale=(1, 1), shear=(0, 0), stretch=(1, 1))
 
@@ -160,16 +159,13 @@ def curves_of(histories, title, mean_face=None):
     if mean_face:
         axis.axhline(mean_face, color='gray', linestyle=':', label='the mean face')
     axis.plot([], [], '--', color='gray', label='dashed: training')
-    axis.set_xlabel('epoch')
-    axis.set_ylabel('RMSE (pixels)')
     # Logarithmic: a training can begin at 20 pixels, and differences of tenths count.
-    axis.set_yscale('log')
+    axis.set(title=title, xlabel='epoch', ylabel='RMSE (pixels)', yscale='log')
     low, high = axis.get_ylim()
     axis.set_yticks([tick for tick in (.2, .5, 1, 1.5, 2, 2.5, 3, 4, 5, 7, 10, 15, 20, 30)
                      if low < tick < high])
     axis.yaxis.set_major_formatter('{x:g}')
     axis.yaxis.set_minor_locator(NullLocator())
-    axis.set_title(title)
     axis.grid(alpha=.4)
     axis.legend()
     return fig
@@ -198,8 +194,7 @@ def check_overfitting(net, X, y, rows=10, epochs=300, factor=1000):
     """
     net.train_split = TrainSplit(0)
     net.on_batch_finished, net.on_epoch_finished = [], []
-    for monitor in (monitors.ActivationMonitor, monitors.GradientMonitor, monitors.UpdateMonitor):
-        monitor(every=max(epochs // 10, 1), size=rows).attach(net)
+    monitors.attach_all(net, every=max(epochs // 10, 1), size=rows)
     history = train(net, X[:rows], y[:rows], epochs, f'overfit {rows} rows')
     losses = np.array([row['train_loss'] for row in history])
     fall = losses[0] / losses[-1]
@@ -220,10 +215,8 @@ def overfit_tiny(epochs=300, fname=None):
     passed, verdict = check_overfitting(net, X, y, epochs=epochs)
     fig, axis = pyplot.subplots(figsize=(7, 4.4), layout='constrained')
     axis.plot(np.arange(1, epochs + 1), pixels(net.train_history_, 'train_loss'), color=BLUE)
-    axis.set_yscale('log')
-    axis.set_xlabel('epoch')
-    axis.set_ylabel('RMSE on the ten faces (pixels)')
-    axis.set_title('Overfitting a tiny subset: ' + ('passed' if passed else 'NOT passed'))
+    axis.set(title='Overfitting a tiny subset: ' + ('passed' if passed else 'NOT passed'),
+             xlabel='epoch', ylabel='RMSE on the ten faces (pixels)', yscale='log')
     axis.grid(alpha=.4)
     return {'overfit-tiny': fig}, verdict
 
@@ -262,7 +255,7 @@ def check_regularisation(net, X, y, epochs, l2=(0, 1e-4, 1e-3, 1e-2), l1=(0, 1e-
     start = net.get_all_params_values()
     momentum = [(shared, shared.get_value()) for shared in net.train_iter_.get_shared()]
 
-    found = OrderedDict()
+    found = {}
     for kind, values in (('l2', l2), ('l1', l1), ('dropout', dropout if drops else ())):
         for value in values:
             for shared, original in momentum:
@@ -298,8 +291,7 @@ def regularisation(epochs=8, fname=None, rows=400):
         axis.plot(place, runs[:, 3], color=RED, marker='s', label='validation, nothing dropped'
                   if kind == 'dropout' else 'validation, penalty included')
         axis.set_xticks(place, [f'{value:g}' for value in runs[:, 0]])
-        axis.set_xlabel(f'strength of {kind}' if kind != 'dropout' else 'share dropped')
-        axis.set_yscale('log')
+        axis.set(xlabel=f'strength of {kind}' if kind != 'dropout' else 'share dropped', yscale='log')
         axis.grid(alpha=.4)
         rises = (np.diff(runs[:, 2]) > 0).all()
         sentences.append('{} from {:g} to {:g}: training loss from {:.4f} to {:.4f}, {}'.format(
@@ -379,8 +371,7 @@ def augmented_faces(fname=None, columns=8):
                 moved = 48 * np.linalg.norm((yb - y).reshape(len(y), -1, 2), axis=2).mean()
         for axis, x, points in zip(row, Xb, yb):
             plot_face(x[0], points * 48 + 48, axis)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(name)
     return {'augmented-faces': fig}, (
         f'With the deck\'s ranges the points of these faces move by {moved:.0f} pixels on average, '
@@ -391,12 +382,12 @@ def augmented_faces(fname=None, columns=8):
 def augmentation(epochs=60, fname=None, rows=2000):
     """Slide "Data Augmentation": no augmentation, flips, a preset for faces, the deck's ranges."""
     X, y = faces(rows, fname)
-    iterators = OrderedDict([
-        ('no augmentation', BatchIterator(32)),
-        ('flips', AffineBatchIterator(32, seed=SEED, **FLIPS)),
-        ("preset 'faces'", AffineBatchIterator(32, seed=SEED, **PRESETS['faces'])),
-        ("preset 'deck'", AffineBatchIterator(32, seed=SEED, **PRESETS['deck']))])
-    histories = OrderedDict()
+    iterators = {
+        'no augmentation': BatchIterator(32),
+        'flips': AffineBatchIterator(32, seed=SEED, **FLIPS),
+        "preset 'faces'": AffineBatchIterator(32, seed=SEED, **PRESETS['faces']),
+        "preset 'deck'": AffineBatchIterator(32, seed=SEED, **PRESETS['deck'])}
+    histories = {}
     for name, iterator in iterators.items():
         net = seeded(nets.starter_net, (None, 1, 96, 96), 30, batch_iterator_train=iterator)
         histories[name] = train(net, X, y, epochs, name)
@@ -416,7 +407,7 @@ def augmentation(epochs=60, fname=None, rows=2000):
 def dropout(epochs=80, fname=None, rows=500):
     """Slide "Dropout": the same net without and with it, on few faces."""
     X, y = faces(rows, fname)
-    histories = OrderedDict()
+    histories = {}
     for name, share in (('no dropout', 0), ('dropout 0.5', .5)):
         net = seeded(nets.starter_net, (None, 1, 96, 96), 30, num_units=400, dropout=share)
         histories[name] = train(net, X, y, epochs, name)
@@ -438,7 +429,7 @@ def normalisation(epochs=40, fname=None, rows=1000):
     With the deck's Nesterov momentum: Adam, whose steps do not depend on the scale of the
     gradients, shows little of it.
     """
-    histories = OrderedDict()
+    histories = {}
     for name, standardise in (('pixels / 255', False), ('mean 0, deviation 1', True)):
         X, y = faces(rows, fname, standardise)
         net = seeded(nets.starter_net, (None, 1, 96, 96), 30, update=updates.nesterov_momentum,
@@ -494,7 +485,7 @@ def initialisations(epochs=40, fname=None, rows=1000):
     unit = 48 * (y - y.mean(axis=0)).std()  # pixels
     y = (y - y.mean(axis=0)) * 48 / unit    # deviation 1, as Glorot's outputs have
     fig, axes = pyplot.subplots(3, 2, figsize=(10, 10.5), layout='constrained', sharex='row')
-    found = OrderedDict()
+    found = {}
     for column, (name, W) in enumerate((('U(-1/sqrt(n), 1/sqrt(n))', OneOverRoot),
                                         ('Glorot', init.GlorotUniform))):
         net = seeded(deep_net, W)
@@ -511,12 +502,12 @@ def initialisations(epochs=40, fname=None, rows=1000):
         for layer, color in monitors.colors_of(hidden).items():
             monitors.draw_histogram(axes[0, column], activations[layer], color, layer)
             monitors.draw_histogram(axes[1, column], gradients[layer], color, layer)
-        axes[0, column].set_title(name)
-        axes[0, column].set_xlabel('activation')
+        axes[0, column].set(title=name, xlabel='activation')
         axes[1, column].set_xlabel('gradient of the loss by the activation')
         axes[2, column].plot(spread.spread, color=BLUE, label='outputs of the net')
         axes[2, column].axhline(y.std(axis=0).mean(), color=RED, linestyle=':', label='labels')
-        axes[2, column].set_xlabel('epoch')
+        axes[2, column].set(xlabel='epoch', ylabel='deviation from input to input',
+                            ylim=(0, 1.15 * y.std(axis=0).mean()))
         axes[2, column].legend()
         found[name] = dict(
             activation=activations[hidden[-1]]['std'] / activations[hidden[0]]['std'],
@@ -524,12 +515,10 @@ def initialisations(epochs=40, fname=None, rows=1000):
             start=spread.spread[0],
             train=unit * np.sqrt(history[-1]['train_loss']),
             valid=unit * np.sqrt(history[-1]['valid_loss']))
-    for column in 0, 1:
-        for row in 0, 1:
-            axes[row, column].set_ylabel('density (1 at the highest)')
-        axes[2, column].set_ylabel('deviation from input to input')
-        axes[2, column].set_ylim(0, 1.15 * y.std(axis=0).mean())
-        axes[1, column].ticklabel_format(axis='x', style='sci', scilimits=(0, 0))
+    for axis in axes[:2].flat:
+        axis.set_ylabel('density (1 at the highest)')
+    for axis in axes[1]:
+        axis.ticklabel_format(axis='x', style='sci', scilimits=(0, 0))
     axes[0, 1].legend(fontsize='small')
     fig.suptitle('{} tanh layers after the first batch: activations and back-propagated gradients; '
                  'below, the outputs'.format(len(hidden)))
@@ -552,11 +541,11 @@ def initialisations(epochs=40, fname=None, rows=1000):
 def update_rules(epochs=30, fname=None):
     """Slide "Optimization - Updates": Lasagne's seven update rules on scikit-learn's digits."""
     X, y = digits()
-    rules = OrderedDict([
-        ('sgd', dict(learning_rate=.1)), ('momentum', dict(learning_rate=.1, momentum=.9)),
-        ('nesterov_momentum', dict(learning_rate=.1, momentum=.9)),
-        ('adagrad', dict(learning_rate=.05)), ('rmsprop', dict(learning_rate=.003)),
-        ('adadelta', dict(learning_rate=1.)), ('adam', dict(learning_rate=.003))])
+    rules = dict(
+        sgd=dict(learning_rate=.1), momentum=dict(learning_rate=.1, momentum=.9),
+        nesterov_momentum=dict(learning_rate=.1, momentum=.9), adagrad=dict(learning_rate=.05),
+        rmsprop=dict(learning_rate=.003), adadelta=dict(learning_rate=1.),
+        adam=dict(learning_rate=.003))
     fig, axis = pyplot.subplots(figsize=(8, 5), layout='constrained')
     last = {}
     colors = monitors.colors_of(rules)
@@ -575,10 +564,8 @@ def update_rules(epochs=30, fname=None):
                   label='{} ({})'.format(name, ', '.join(f'{value:g}'
                                                          for value in settings.values())))
         last[name] = losses[-1], history[-1]['valid_accuracy']
-    axis.set_yscale('log')
-    axis.set_xlabel('epoch')
-    axis.set_ylabel('training loss (cross-entropy)')
-    axis.set_title('Update rules with their learning rate (and momentum), digits')
+    axis.set(title='Update rules with their learning rate (and momentum), digits', xlabel='epoch',
+             ylabel='training loss (cross-entropy)', yscale='log')
     axis.grid(alpha=.4)
     axis.legend()
     order = sorted(last, key=last.get)
@@ -686,19 +673,11 @@ def classification(epochs=20, fname=None):
     fig, (axis, matrix) = pyplot.subplots(1, 2, figsize=(12, 4.8), layout='constrained')
     axis.plot(np.arange(1, epochs + 1), [100 * row['valid_accuracy'] for row in history],
               color=BLUE)
-    axis.set_xlabel('epoch')
-    axis.set_ylabel('validation accuracy (%)')
+    axis.set(xlabel='epoch', ylabel='validation accuracy (%)')
     axis.grid(alpha=.4)
-    counts = confusion_matrix(truth, found, labels=net.classes_)
-    matrix.imshow(counts, cmap='Greys')
-    for place, count in np.ndenumerate(counts):
-        if count:
-            matrix.text(place[1], place[0], count, ha='center', va='center', fontsize=8,
-                        color='white' if count > counts.max() / 2 else 'black')
-    matrix.set_xticks(range(10), net.classes_, rotation=60)
-    matrix.set_yticks(range(10), net.classes_)
-    matrix.set_xlabel('predicted')
-    matrix.set_ylabel('true')
+    ConfusionMatrixDisplay.from_predictions(
+        truth, found, labels=net.classes_, ax=matrix, cmap='Greys', colorbar=False,
+        xticks_rotation=60, text_kw=dict(fontsize=8))
     fig.suptitle('Classification of scikit-learn\'s digits')
     verdict = ('Validation accuracy {:.1%} after {} epochs, {} of {} digits; the shares of the '
                'classes in training and validation differ by {:.2%} at most.'.format(
@@ -714,14 +693,11 @@ def monitor(epochs=30, fname=None, rows=800):
     """Slides "Monitoring ...": activations, gradients and updates while the starter net trains."""
     X, y = faces(rows, fname)
     net = seeded(nets.starter_net, (None, 1, 96, 96), 30)
-    for kind in monitors.ActivationMonitor, monitors.GradientMonitor, monitors.UpdateMonitor:
-        kind(every=10).attach(net)
-    history = train(net, X, y, epochs, 'starter net')
-    return OrderedDict([
-        ('monitor-activations', monitors.plot_activations(history)),
-        ('monitor-gradients', monitors.plot_gradients(history)),
-        ('monitor-updates', monitors.plot_updates(history)),
-        ('monitor-histograms', monitors.plot_histograms(history))]), \
+    history = train(monitors.attach_all(net, every=10), X, y, epochs, 'starter net')
+    return {'monitor-activations': monitors.plot_activations(history),
+            'monitor-gradients': monitors.plot_gradients(history),
+            'monitor-updates': monitors.plot_updates(history),
+            'monitor-histograms': monitors.plot_histograms(history)}, \
         ' '.join(monitors.verdict(history))
 
 
@@ -731,10 +707,9 @@ def weights_and_activity(epochs=25, fname=None, rows=800):
     X, y = faces(rows, fname)
     net = seeded(nets.starter_net, (None, 1, 96, 96), 30)
     train(net, X, y, epochs, 'starter net')
-    points = OrderedDict([('left_eye_center', 0), ('nose_tip', 20), ('mouth_left_corner', 22)])
-    figures = OrderedDict([
-        ('paths', pictures.plot_paths(net, X[:32], y[:32])),
-        ('point-saliency', pictures.plot_point_saliency(net, X[:3], points))])
+    points = dict(left_eye_center=0, nose_tip=20, mouth_left_corner=22)
+    figures = {'paths': pictures.plot_paths(net, X[:32], y[:32]),
+               'point-saliency': pictures.plot_point_saliency(net, X[:3], points)}
     for name, draw in (
             ('conv-weights', lambda: visualize.plot_conv_weights(net.layers_['conv1'])),
             ('conv-activity', lambda: visualize.plot_conv_activity(net.layers_['conv1'], X[:1])),
@@ -758,11 +733,11 @@ def weights_and_activity(epochs=25, fname=None, rows=800):
 def curve_analysis(epochs=100, fname=None, rows=500):
     """Slide "Learning Curves Analysis": three trainings, judged and marked."""
     X, y = faces(rows, fname, size=48)
-    runs = OrderedDict([
-        ('small steps, dropout', dict(update_learning_rate=.0005, dropout=.3)),
-        ('large steps, batches of 8', dict(update_learning_rate=.006,
-                                           batch_iterator_train=BatchIterator(8))),
-        ('few faces', dict(num_units=400))])
+    runs = {
+        'small steps, dropout': dict(update_learning_rate=.0005, dropout=.3),
+        'large steps, batches of 8': dict(update_learning_rate=.006,
+                                          batch_iterator_train=BatchIterator(8)),
+        'few faces': dict(num_units=400)}
     fig, axes = pyplot.subplots(1, 3, figsize=(15, 4.6), layout='constrained', sharey=True)
     sentences = []
     for axis, (name, settings) in zip(axes, runs.items()):

@@ -131,6 +131,23 @@ def test_commands(tmp_path, monkeypatch, capsys):
         experiments.main(['no-such-experiment'])
 
 
+@pytest.mark.parametrize('name', sorted(set(experiments.EXPERIMENTS) - {
+    'augmented-faces', 'classification', 'initialisations', 'search'}))  # they are above
+def test_each_ends_with_a_figure_and_a_verdict(name, faces, tmp_path, monkeypatch, capsys):
+    """On faces of a file, as few as will do, for two epochs."""
+    monkeypatch.chdir(tmp_path)
+    # It asks the net 18,432 times, and is tested below.
+    monkeypatch.setattr(visualize, 'plot_occlusion', lambda *args, **kwargs: pyplot.figure())
+    assert experiments.main([name, '--faces', str(faces / 'training.csv'), '--epochs', '2',
+                             '--rows', '32']) == 0
+    written = sorted(path.name for path in tmp_path.iterdir())
+    out = capsys.readouterr().out
+    assert written and all(path.endswith('.png') and 'Wrote ' + path in out for path in written)
+    verdict = out.strip().split('\n')[-1]
+    assert re.match(name + r' \(\d+ s\): \S.*\d.*\.$', verdict), verdict
+    assert ('nose_tip_x' in out) == (name != 'update-rules')  # that one learns digits
+
+
 def test_manual_lists_all(capsys):
     with pytest.raises(SystemExit) as done:
         experiments.main(['-h'])
