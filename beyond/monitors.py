@@ -202,21 +202,13 @@ class GradientMonitor(Monitor):
 
     def _graph(self, nn):
         target = nn.y_tensor_type('y')
-        settings = nn._get_params_for('objective')
-        names = self.layers or layers_with_weights(nn)
         if self.of == 'outputs':
-            # The loss must be made from the very variables that it is derived by.
-            outputs = get_output([nn.layers_[name] for name in names] + [nn.layers_[-1]])
-            kwargs = dict(settings.get('get_output_kw') or {})
-            kwargs['inputs'] = {nn.layers_[-1]: outputs[-1]}
-            settings['get_output_kw'] = kwargs
-            wrt = outputs[:-1]
+            names = self.layers or layers_with_weights(nn)
+            wrt, loss = outputs_and_loss(nn, names, target)
         else:
-            params = [(name, param) for name in names
-                      for param in nn.layers_[name].get_params(trainable=True)]
-            names = [param_name(name, param) for name, param in params]
-            wrt = [param for _, param in params]
-        loss = nn.objective(nn.layers_, target=target, **settings)
+            params = trainable(nn, self.layers)
+            names, wrt = list(params), list(params.values())
+            loss = nn.objective(nn.layers_, target=target, **nn._get_params_for('objective'))
         gradients = theano.grad(loss, wrt)
         for i, variable in enumerate(wrt):
             scale = getattr(variable.tag, 'grad_scale', 1)
@@ -248,7 +240,7 @@ class UpdateMonitor(Monitor):
     def look(self, nn):
         before, self._before = self._before, None
         numbers = {}
-        for name, param in self._params(nn):
+        for name, param in trainable(nn, self.layers).items():
             weights, update = before[name], param.get_value(borrow=True) - before[name]
             described = numbers[name] = {}
             size = norm(weights)
@@ -260,12 +252,9 @@ class UpdateMonitor(Monitor):
                 described['mean_' + what] = float(values.mean())
         return numbers
 
-    def _params(self, nn):
-        return [(param_name(name, param), param) for name in self.layers or layers_with_weights(nn)
-                for param in nn.layers_[name].get_params(trainable=True)]
-
     def _remember(self, nn):
-        self._before = {name: param.get_value() for name, param in self._params(nn)}
+        self._before = {name: param.get_value()
+                        for name, param in trainable(nn, self.layers).items()}
 
     def _forget(self):
         super()._forget()
@@ -314,6 +303,35 @@ def layers_with_weights(nn):
 def param_name(layer_name, param):
     """``layer.W``, ``layer.b``, ...: Lasagne's own name, which may lack the layer."""
     return '{}.{}'.format(layer_name, (param.name or 'param').split('.')[-1])
+
+
+def trainable(nn, layers=None):
+    """Parameters that are trained, in these layers or all, by name (`param_name`)."""
+    return {param_name(name, param): param for name in layers or layers_with_weights(nn)
+            for param in nn.layers_[name].get_params(trainable=True)}
+
+
+def outputs_and_loss(nn, names, target, **kwargs):
+    """Outputs of layers, and the loss made of these very variables, so that it can be derived by them.
+
+    Parameters
+    ----------
+    nn : NeuralNet
+    names : sequence of str
+        Of the layers.
+    target : Theano variable
+    **kwargs
+        For the layers and the objective: ``deterministic=True``.
+
+    Returns
+    -------
+    list of Theano variables, Theano variable
+    """
+    *outputs, last = get_output([nn.layers_[name] for name in names] + [nn.layers_[-1]], **kwargs)
+    settings = nn._get_params_for('objective')
+    settings['get_output_kw'] = dict(settings.get('get_output_kw') or {},
+                                     inputs={nn.layers_[-1]: last})
+    return outputs, nn.objective(nn.layers_, target=target, **settings, **kwargs)
 
 
 def inputs_of(nn):
@@ -373,12 +391,9 @@ def plot_activations(train_history):
         axes[1].plot(epoch, 100 * curve('zeros')[1], color=color)
         for number, style in (('dead', '-'), ('saturated', '--')):
             axes[2].plot(epoch, 100 * curve(number)[1], style, color=color)
-    axes[0].set_yscale('log')
-    axes[0].set_ylabel('standard deviation of the activations')
-    axes[1].set_ylabel('activations within 0.001 of zero (%)')
-    axes[2].set_ylabel('solid: dead ReLU units, dashed: saturated (%)')
-    for axis in axes[1:]:
-        axis.set_ylim(-2, 102)
+    axes[0].set(ylabel='standard deviation of the activations', yscale='log')
+    axes[1].set(ylabel='activations within 0.001 of zero (%)', ylim=(-2, 102))
+    axes[2].set(ylabel='solid: dead ReLU units, dashed: saturated (%)', ylim=(-2, 102))
     _finish(fig, axes, 'Activations')
     return fig
 
@@ -397,10 +412,8 @@ def plot_gradients(train_history):
         for axis, number in zip(axes, ('norm', 'max')):
             epoch, values = series(train_history, 'gradients', name, number)
             axis.plot(epoch, np.where(values > 0, values, np.nan), color=color, label=name)
-    axes[0].set_ylabel('norm of the gradient')
-    axes[1].set_ylabel('largest absolute gradient')
-    for axis in axes:
-        axis.set_yscale('log')
+    axes[0].set(ylabel='norm of the gradient', yscale='log')
+    axes[1].set(ylabel='largest absolute gradient', yscale='log')
     _finish(fig, axes, 'Gradients of the training loss')
     return fig
 
@@ -427,15 +440,13 @@ def plot_updates(train_history, param=None):
         for number, style in (('max', '-'), ('mean', '--')):
             epoch, values = series(train_history, 'updates', param, number + '_' + what)
             axis.plot(epoch, values, style, color='black', label=number)
-        axis.set_yscale('log')
-        axis.set_ylabel(f'absolute {what}s of {param}')
+        axis.set(ylabel=f'absolute {what}s of {param}', yscale='log')
         axis.legend()
     for name, color in colors_of(names).items():
         epoch, values = series(train_history, 'updates', name, 'ratio')
         axes[2].plot(epoch, values, color=color, label=name)
     axes[2].axhline(1e-3, color=RED, linestyle=':', label='1e-3')
-    axes[2].set_yscale('log')
-    axes[2].set_ylabel('norm of the update / norm of the weights')
+    axes[2].set(ylabel='norm of the update / norm of the weights', yscale='log')
     _finish(fig, axes, 'Weights and their updates', axes[2])
     return fig
 
@@ -471,8 +482,7 @@ def plot_histograms(train_history, name='activations', epochs=None, nonzero=True
             described = found[index]['layers'][layer]
             if 'histogram' in described:
                 draw_histogram(axis, described, color, layer, nonzero)
-        axis.set_title(f'epoch {at[index]:.1f}')
-        axis.set_xlabel(name.rstrip('s'))
+        axis.set(title=f'epoch {at[index]:.1f}', xlabel=name.rstrip('s'))
     axes[0, 0].set_ylabel('density (1 at the highest)')
     axes[0, -1].legend(fontsize='small')
     return fig
@@ -530,19 +540,14 @@ def verdict(train_history):
         none.  Monitors that were not attached are not asked.
     """
     lines = []
-    if any('activations' in row for row in train_history):
-        lines += _judge_activations(_recent(samples(train_history, 'activations')))
-    if any('gradients' in row for row in train_history):
-        lines += _judge_gradients(_recent(samples(train_history, 'gradients')))
-    if any('updates' in row for row in train_history):
-        lines += _judge_updates(_recent(samples(train_history, 'updates')))
+    for name, judge in (('activations', _judge_activations), ('gradients', _judge_gradients),
+                        ('updates', _judge_updates)):
+        if any(name in row for row in train_history):
+            found = samples(train_history, name)
+            lines += judge(found[-max(len(found) // 5, 1):])
     lines += _judge_loss([row['train_loss'] for row in train_history])
     return lines or ['Nothing vanishes, explodes, saturates, dies or stands still in {} epochs.'
                      .format(len(train_history))]
-
-
-def _recent(found):
-    return found[-max(len(found) // 5, 1):]
 
 
 def _medians(found, number):

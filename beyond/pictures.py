@@ -20,7 +20,7 @@ from lasagne.layers import InputLayer, get_output
 from matplotlib import pyplot
 
 from .figures import SKY
-from .monitors import inputs_of
+from .monitors import inputs_of, outputs_and_loss
 
 
 def paths(net, X, y):
@@ -40,11 +40,7 @@ def paths(net, X, y):
     """
     target = net.y_tensor_type('y')
     names = [name for name, layer in net.layers_.items() if not hasattr(layer, 'p')]
-    outputs = get_output([net.layers_[name] for name in names], deterministic=True)
-    settings = net._get_params_for('objective')
-    settings['get_output_kw'] = dict(settings.get('get_output_kw') or {},
-                                     inputs={net.layers_[-1]: outputs[-1]})
-    loss = net.objective(net.layers_, target=target, deterministic=True, **settings)
+    outputs, loss = outputs_and_loss(net, names, target, deterministic=True)
     function = theano.function(inputs_of(net) + [theano.In(target, name='y')],
                                outputs + theano.grad(loss, outputs), allow_input_downcast=True)
     values = net.apply_batch_func(function, X, y)
@@ -87,9 +83,7 @@ def plot_paths(net, X, y, row=0, maps=4):
                 images = value
                 order = np.argsort(-np.abs(output).mean(axis=(1, 2)), kind='stable')[:height]
             for axis in axes[:, column]:
-                axis.set_xticks([])
-                axis.set_yticks([])
-                axis.set_visible(False)
+                axis.set(xticks=[], yticks=[], visible=False)
             for axis, index in zip(axes[:, column], order):
                 axis.set_visible(True)
                 axis.imshow(images[index], aspect='auto' if value.ndim == 1 else 'equal',
@@ -158,8 +152,5 @@ def plot_point_saliency(net, X, points):
             x, y = outputs[column:column + 2] * half + half
             axis.plot(x, y, '+', color=SKY, markersize=12, markeredgewidth=2)
     for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_xlim(-.5, X.shape[3] - .5)
-        axis.set_ylim(X.shape[2] - .5, -.5)
+        axis.set(xticks=[], yticks=[], xlim=(-.5, X.shape[3] - .5), ylim=(X.shape[2] - .5, -.5))
     return fig
