@@ -10,16 +10,9 @@ import numpy as np
 import theano.tensor as T
 from nolearn.lasagne import BatchIterator
 
+from data.make_faces import COLUMNS
 from theano_today.nets.batches import ahead
 from theano_today.nets.files import FileError
-
-# Columns that change places when a face with all 15 points is mirrored, as in kfkd.py.
-FACE_FLIP_INDICES = (
-    (0, 2), (1, 3),
-    (4, 8), (5, 9), (6, 10), (7, 11),
-    (12, 16), (13, 17), (14, 18), (15, 19),
-    (22, 24), (23, 25),
-)
 
 PRESETS = {
     'deck': dict(rotation=(0, 360), translation=(-10, 10), scale=(1 / 1.6, 1.6), flip=0.5,
@@ -49,22 +42,20 @@ def flip_indices_of(columns):
         If a column has a side but the column of the other side is missing: a mirrored face would
         have no label for it.
     """
-    columns = list(columns)
-    pairs = []
+    columns, pairs = list(columns), []
+    other_side = dict(left='right', right='left')
     for index, name in enumerate(columns):
         words = name.split('_')
-        if 'right' in words:
-            words[words.index('right')] = 'left'
-            other = '_'.join(words)
-            if other not in columns:
-                raise ValueError(f'{name} has no counterpart {other} among the columns.')
-        elif 'left' in words:
-            words[words.index('left')] = 'right'
-            other = '_'.join(words)
-            if other not in columns:
-                raise ValueError(f'{name} has no counterpart {other} among the columns.')
+        other = '_'.join(other_side.get(word, word) for word in words)
+        if other not in columns:
+            raise ValueError(f'{name} has no counterpart {other} among the columns.')
+        if 'left' in words:
             pairs.append((index, columns.index(other)))
     return pairs
+
+
+# Columns that change places when a face with all 15 points is mirrored, as in kfkd.py.
+FACE_FLIP_INDICES = tuple(flip_indices_of(COLUMNS))
 
 
 def squared_error_of_known(a, b):

@@ -172,10 +172,8 @@ def plot_analysis(train_history, scale=1, unit='', title=None, axis=None):
         axis.axvspan(found.since, max(len(valid), found.since + 0.5), color=color, alpha=0.12,
                      label=f'{found.state} since epoch {found.since}')
     state = found.state + (f', jitter {found.jitter:.1%}' if found.jitters else '')
-    axis.set_title(': '.join(filter(None, [title, state])))
-    axis.set_xlabel('epoch')
-    axis.set_ylabel(f'RMSE ({unit})' if unit else 'square root of the loss')
-    axis.set_ylim(bottom=0)
+    axis.set(title=': '.join(filter(None, [title, state])), xlabel='epoch',
+             ylabel=f'RMSE ({unit})' if unit else 'square root of the loss', ylim=(0, None))
     axis.grid(alpha=0.4)
     axis.legend()
     return axis.figure

@@ -33,8 +33,7 @@ def plot_face(image, points, axis):
     # Light marks with a dark rim are seen on skin, hair and background, in print too.
     axis.scatter(points[0::2], points[1::2], marker='o', s=14, facecolor=YELLOW, edgecolor='black',
                  linewidth=0.7)
-    axis.set_xlim(-0.5, image.shape[1] - 0.5)
-    axis.set_ylim(image.shape[0] - 0.5, -0.5)
+    axis.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
 
 
 def write_page(X, y, draw, fname, title):
@@ -53,9 +52,7 @@ def write_page(X, y, draw, fname, title):
     for axis in axes.flat:
         axis.set_visible(False)
     for axis, face, points in zip(axes.flat, X, y):
-        axis.set_visible(True)
-        axis.set_xticks([0, 48, 95])
-        axis.set_yticks([0, 48, 95])
+        axis.set(visible=True, xticks=[0, 48, 95], yticks=[0, 48, 95])
         draw(face, points, axis)
     fig.suptitle(title)
     fig.supxlabel('x (pixels)')
@@ -93,8 +90,7 @@ def write_marked(image, faces, fname, smallest=640, largest=1600):
         axis.text(x, y, f' {number} ', fontsize=8, color='black',
                   verticalalignment='top', clip_on=True,
                   bbox=dict(facecolor=YELLOW, edgecolor='none', pad=1))
-    axis.set_xlim(-0.5, width - 0.5)
-    axis.set_ylim(height - 0.5, -0.5)
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     write_figure(fig, fname)
 
 
