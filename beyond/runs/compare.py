@@ -42,9 +42,13 @@ def read(folder):
         raise RecordError('{} is no record of a run: {} is not there.'.format(
             folder, os.path.basename(str(error.filename))))
     except (FileError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise RecordError('{} is no record of a run: {}'.format(
-            folder, ' '.join(str(error).split())[:200]))
+        raise RecordError(f'{folder} is no record of a run: {one_line(error)}')
     return content
+
+
+def one_line(error):
+    """Write an error as part of a sentence."""
+    return ' '.join(str(error).split())[:200]
 
 
 def _check(content):
@@ -175,12 +179,10 @@ def plot(records, scale, unit, fname):
                           label=run if style == '-' and name == nets[0] else None)
         columns = next(record['nets'][name]['columns'] for record in records.values()
                        if name in record['nets'])
-        axis.set_title('{}: {} column{}'.format(
-            name, len(columns), 's' if len(columns) > 1 else ''))
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-        axis.set_xlabel('epoch')
-        axis.set_ylabel(f'RMSE ({unit})' if unit else 'square root of the loss')
-        axis.set_ylim(bottom=0)
+        axis.set(title='{}: {} column{}'.format(name, len(columns), 's' * (len(columns) > 1)),
+                 xlabel='epoch', ylabel=f'RMSE ({unit})' if unit else 'square root of the loss',
+                 ylim=(0, None))
         axis.grid(alpha=0.4)
     axes[0, 0].plot([], [], '-', color='gray', label='solid: validation')
     axes[0, 0].plot([], [], '--', color='gray', label='dashed: training')

@@ -23,7 +23,6 @@ is run, and a key or name that is not known is an error.
 """
 import difflib
 import inspect
-import io
 import os
 
 import numpy as np
@@ -461,26 +460,18 @@ def _name_of(registry, value, place):
     return {name: arguments} if arguments else name
 
 
-def write(f, constants=None, net=None):
-    """Write an experiment to an open text file, as `read` reads it.
+def text(constants=None, net=None):
+    """Return the text of an experiment, as `read` reads it.
 
     Parameters
     ----------
-    f : file
     constants : dict, optional
         As `describe_constants` returns them.
     net : dict, optional
         As `describe_net` returns it.
     """
     content = {name: part for name, part in (('constants', constants), ('net', net)) if part}
-    yaml.dump(content, f, _Dumper, sort_keys=False, default_flow_style=None, width=1000)
-
-
-def text(constants=None, net=None):
-    """The same as a string."""
-    f = io.StringIO()
-    write(f, constants, net)
-    return f.getvalue()
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=1000)
 
 
 def write_program(fname, constants, net):

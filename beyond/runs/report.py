@@ -31,7 +31,7 @@ from theano_today.nets.files import FileError, open_regular, replacing
 from ..curves import analyse, plot_analysis
 from ..figures import BLUE, SKY, YELLOW
 from . import experiment
-from .compare import read
+from .compare import one_line, read
 from .findings import SAMPLES, Faces, find_nets, listed, points
 
 LARGEST_TEXT = 1 << 20      # bytes of experiment.yaml
@@ -529,8 +529,3 @@ def pixels(rmse):
 def text_of(value):
     """Write a constant as kfkd.py has it."""
     return ', '.join(map(repr, value)) if isinstance(value, list) else repr(value)
-
-
-def one_line(error):
-    """Write an error as part of a sentence."""
-    return ' '.join(str(error).split())[:200]

@@ -1,6 +1,5 @@
 """An experiment goes into a YAML file and comes back the same; what is wrong in a file is told."""
 import glob
-import io
 import os
 import pickle
 import subprocess
@@ -33,12 +32,6 @@ def small_net():
         batch_iterator_test=BatchIterator(8))
 
 
-def text(**parts):
-    f = io.StringIO()
-    experiment.write(f, **parts)
-    return f.getvalue()
-
-
 def read(tmp_path, content):
     path = tmp_path / 'experiment.yaml'
     path.write_text(content)
@@ -47,10 +40,10 @@ def read(tmp_path, content):
 
 def test_a_net_comes_back_the_same(tmp_path):
     net = small_net()
-    written = text(net=experiment.describe_net(net))
+    written = experiment.text(net=experiment.describe_net(net))
     assert '- {name: hidden, type: DenseLayer, num_units: 7, nonlinearity: tanh}' in written
     again = NeuralNet(**experiment.net_settings(read(tmp_path, written)['net']))
-    assert text(net=experiment.describe_net(again)) == written
+    assert experiment.text(net=experiment.describe_net(again)) == written
 
     for one in net, again:
         one.initialize_layers()
