@@ -42,8 +42,7 @@ __all__ = ['Checkpoint', 'CheckpointError', 'Diverged', 'Stopped', 'check_settin
 
 STARTED = '%Y-%m-%d-%H%M%S'
 HANDLERS = 'on_training_started', 'on_batch_finished', 'on_epoch_finished', 'on_training_finished'
-SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP')
-           if hasattr(signal, name)]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 class Stopped(KeyboardInterrupt):

@@ -1,16 +1,12 @@
 """Write files that are whole or not there, and say clearly why one cannot be used."""
 import contextlib
+import fcntl
 import glob
 import os
 import re
 import socket
 import stat
 import tempfile
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: leftovers stay there
-    fcntl = None
 
 __all__ = ['LOCK', 'FileError', 'check_writable', 'locked', 'open_regular', 'remove_leftovers',
            'replacing']
@@ -94,8 +90,6 @@ def _temporary(fname):
 
 
 def _lock(handle):
-    if fcntl is None:
-        return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -181,7 +175,7 @@ def remove_unlocked(*patterns):
 def _open_locked(path):
     """Return the handle of a lock file; None if another process has it."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         if not _lock(handle):
             os.close(handle)
             return None
@@ -207,8 +201,6 @@ def _umask():
 
 def _sync_folder(fname):
     """Let the new name, not only the content, survive a power cut."""
-    if os.name != 'posix':
-        return
     folder = os.open(os.path.dirname(os.path.abspath(fname)), os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -241,8 +233,6 @@ def remove_leftovers(*patterns):
         Names of such files, with `*` for what varies.  Files another process is writing right now
         stay, and the locks it holds (see `locked`).
     """
-    if fcntl is None:
-        return
     for pattern in patterns:
         leftovers = [path for path in glob.glob(pattern + '.*' + SUFFIX)
                      if _LEFTOVER.fullmatch(path[-len(SUFFIX) - 9:])]
