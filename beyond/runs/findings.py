@@ -108,7 +108,7 @@ class Net:
         self.title = 'First net' if self.first else name.replace('-', ' ').capitalize()
         self.points = points(self.columns)
         names = [point for point, _ in self.points]
-        self.keypoints = listed(names) if len(names) < 5 else '{} keypoints'.format(len(names))
+        self.keypoints = listed(names) if len(names) < 5 else f'{len(names)} keypoints'
         self.layers = self.filters = self.validation = None
 
     def look_into(self, model, faces, scale):
@@ -124,7 +124,7 @@ class Net:
         try:
             self.layers, self.filters = layers_of(model), first_filters(model)
             X, y = faces.load(self.columns)
-            print('{}: finding the points of its validation faces.'.format(self.title))
+            print(f'{self.title}: finding the points of its validation faces.')
             self.validation = Validation(model, X, y, scale, faces.line,
                                          EXTREMES if self.first else EXTREMES_OF_SPECIALISTS)
         except FileError as error:
@@ -160,7 +160,7 @@ class Validation:
             raise FileError('It has been trained without validation: no face was kept for it.')
         found = model.predict(X_valid)
         if found.shape != y_valid.shape or not np.isfinite(found).all():
-            raise ValueError('it does not answer with {} numbers a face'.format(y.shape[1]))
+            raise ValueError(f'it does not answer with {y.shape[1]} numbers a face')
         self.trained_on = len(X_train)
         self.samples = list(zip(X_train[:SAMPLES, 0], y_train[:SAMPLES] * scale + scale))
         self.labels, self.found, self.guess = (
@@ -205,12 +205,12 @@ def find_nets(folder, record, load_nets, faces, scale):
         name = os.path.basename(str(record['constants'].get(constant, usual)))
         fname = os.path.join(folder, name)
         if not os.path.lexists(fname):
-            why[first] = '{} is not in the record.'.format(name)
+            why[first] = f'{name} is not in the record.'
             continue
         try:
             for columns, model in load_nets(fname).items():
                 models[first, tuple(columns)] = model
-            why[first] = '{} does not hold it.'.format(name)
+            why[first] = f'{name} does not hold it.'
         except (FileError, OSError) as error:
             why[first] = str(error)
     nets = []
@@ -237,11 +237,11 @@ def layers_of(model):
     for name, layer in model.layers_.items():
         what = [type(layer).__name__.replace('Layer', '')]
         if hasattr(layer, 'filter_size'):
-            what.append('{} filters of {}'.format(layer.num_filters, times(layer.filter_size)))
+            what.append(f'{layer.num_filters} filters of {times(layer.filter_size)}')
         if hasattr(layer, 'pool_size'):
-            what.append('over {}'.format(times(layer.pool_size)))
+            what.append(f'over {times(layer.pool_size)}')
         if hasattr(layer, 'p'):
-            what.append('p = {:g}'.format(layer.p))
+            what.append(f'p = {layer.p:g}')
         nonlinearity = getattr(getattr(layer, 'nonlinearity', None), '__name__', 'linear')
         if nonlinearity != 'linear':
             what.append(nonlinearity)

@@ -91,8 +91,7 @@ def write_report(folder, fname, load_nets, read_table, load, files=(), defaults=
     fname = fname.format(name=name)
     with replacing(fname) as f:
         f.write(content)
-    print('Wrote {} ({:.0f} KB, in {:.0f} s).'.format(
-        fname, len(content) / 1000, time.time() - started))
+    print(f'Wrote {fname} ({len(content) / 1000:.0f} KB, in {time.time() - started:.0f} s).')
 
 
 def environment():
@@ -153,7 +152,7 @@ def what_ran(record, folder, defaults):
     """When, how long, on what, with which constants."""
     began = record['started']
     try:
-        began = '{:%d %B %Y, %H:%M}'.format(datetime.fromisoformat(began))
+        began = f'{datetime.fromisoformat(began):%d %B %Y, %H:%M}'
     except ValueError:
         pass
     constants = record['constants']
@@ -199,7 +198,7 @@ def data(record, faces):
     for name, numbers in points(there.columns):
         count = int(there.iloc[:, numbers].all(axis=1).sum())
         share = count / len(there)
-        shown.rows.append((name, '{:,}'.format(count), '{:.0%}'.format(share), bar(share)))
+        shown.rows.append((name, f'{count:,}', f'{share:.0%}', bar(share)))
     return shown
 
 
@@ -234,7 +233,7 @@ def net_tables(nets):
             kinds.setdefault(tuple(net.layers[:-1]), []).append(net)
     return dict(rows=rows, missing=missing([net for net in nets if not net.layers]), kinds=[
         dict(title=same[0].title.lower(),
-             layers=[(*layer[:3], '{:,}'.format(layer[3]) if layer[3] else '')
+             layers=[(*layer[:3], f'{layer[3]:,}' if layer[3] else '')
                      for layer in same[0].layers] + [('in all', '', '', weights_of(same[0]))],
              others=[(net.title, net.layers[-1][2], weights_of(net)) for net in same[1:]])
         for same in kinds.values()])
@@ -242,7 +241,7 @@ def net_tables(nets):
 
 def weights_of(net):
     """Write how many weights a net has."""
-    return '{:,}'.format(sum(weights for _, _, _, weights in net.layers))
+    return f'{sum(weights for _, _, _, weights in net.layers):,}'
 
 
 def learning_curve(net, scale):
@@ -352,7 +351,7 @@ def maps(kinds, results):
         mean = np.average([net.validation.mean_face for net in chosen], axis=0,
                           weights=[len(net.validation.labels) for net in chosen])
         circles = [circle(*error['place'], error[which], limit,
-                          '{}: {} pixels'.format(name, pixels(error[which])))
+                          f'{name}: {pixels(error[which])} pixels')
                    for name, error in sorted(errors.items(), key=lambda item: -item[1][which])
                    if len(error['place']) == 2]
         legend, room = scale_of_circles(limit, *mean.shape)
@@ -378,7 +377,7 @@ def scale_of_circles(limit, height, width):
         if x + radius > width - 10:
             break
         circles.append(circle(x, height + room / 2 - 3.5, radius, limit,
-                              '{:g} pixels'.format(radius),
+                              f'{radius:g} pixels',
                               '{:g}{}'.format(radius, ' px' if radius == radii[0] else '')))
         x += max(radius, 3) + 3
     return circles, room
@@ -406,7 +405,7 @@ def submission(record, folder):
         for error, title in ((shown['rmse'], 'RMSE on the test faces'),
                              (guess, 'RMSE of guessing the mean')):
             if error is not None:
-                shown['rows'].append((title, '{:.2f} px'.format(error)))
+                shown['rows'].append((title, f'{error:.2f} px'))
     except (FileError, OSError, ValueError, LookupError) as error:
         shown['why'] = one_line(error)
     picture = os.path.join(folder, os.path.basename(str(
@@ -424,7 +423,7 @@ def submission(record, folder):
 
 def data_uri(content, kind):
     """Return bytes as an address that holds them; `kind` is image/png, ..."""
-    return 'data:{};base64,{}'.format(kind, base64.b64encode(content).decode())
+    return f'data:{kind};base64,{base64.b64encode(content).decode()}'
 
 
 def png(pixels):
@@ -517,13 +516,13 @@ def duration(seconds):
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
-        return '{} h {} min'.format(hours, minutes)
-    return '{} min {} s'.format(minutes, seconds) if minutes else '{} s'.format(seconds)
+        return f'{hours} h {minutes} min'
+    return f'{minutes} min {seconds} s' if minutes else f'{seconds} s'
 
 
 def pixels(rmse):
     """Write an error in pixels."""
-    return '-' if rmse is None else '{:.2f}'.format(rmse)
+    return '-' if rmse is None else f'{rmse:.2f}'
 
 
 def text_of(value):

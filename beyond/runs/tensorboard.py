@@ -96,10 +96,9 @@ class TensorBoard:
             os.makedirs(self.run, exist_ok=True)
             # The name has the second only: a process that goes on in the same one needs another.
             self._writer = writer.EventsWriter(
-                os.path.join(self.run, 'events'), '.{:06}.{}'.format(first, os.getpid()))
+                os.path.join(self.run, 'events'), f'.{first:06}.{os.getpid()}')
         except OSError as error:
-            raise FileError('{} cannot be written: {}.'.format(
-                self.run, error.strerror or error)) from error
+            raise FileError(f'{self.run} cannot be written: {error.strerror or error}.') from error
         # Readers drop from earlier files what is not before the step of this.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._write(event_pb2.Event(session_log=start), first)
@@ -162,7 +161,7 @@ class TensorBoard:
             for layer in samples[0] if samples else ():
                 values = [sample[layer][number] for sample in samples if number in sample[layer]]
                 if values:
-                    tag = 'monitor_{}_{}/{}'.format(column, number, layer)
+                    tag = f'monitor_{column}_{number}/{layer}'
                     found.append((tag, np.mean(values)))
         return found
 
@@ -174,7 +173,7 @@ class TensorBoard:
         for number in itertools.count(2):
             if not os.path.exists(unused):
                 return unused
-            unused = '{}-{}'.format(folder, number)
+            unused = f'{folder}-{number}'
 
     def close(self):
         """Close the file, if one is open."""
@@ -233,6 +232,6 @@ def _tensorboardx():
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
     except ImportError as error:
-        raise ImportError('TensorBoard files need tensorboardX ({}): install '
-                          'requirements.txt'.format(error)) from error
+        raise ImportError(f'TensorBoard files need tensorboardX ({error}): install '
+                          'requirements.txt') from error
     return event_pb2, event_file_writer, summary

@@ -72,7 +72,7 @@ class Diverged(ArithmeticError):
     def __str__(self):
         return 'the {} loss is {} in epoch {}{}'.format(
             'training' if self.batch else 'validation', self.loss, self.epoch,
-            ', batch {}'.format(self.batch) if self.batch else '')
+            f', batch {self.batch}' if self.batch else '')
 
 
 # ------------------------------------------------------------------------------------- signals
@@ -335,9 +335,9 @@ class Checkpoint:
             try:
                 packed[name] = pack(value, arrays)
             except CannotPack as error:
-                name = '{}.{}'.format(type(thing).__name__, name)
+                name = f'{type(thing).__name__}.{name}'
                 if name not in self.reported:
-                    print('# {} does not keep {} ({}).'.format(self.fname, name, error))
+                    print(f'# {self.fname} does not keep {name} ({error}).')
                 self.reported.add(name)
         return packed
 
@@ -392,8 +392,7 @@ class Checkpoint:
             print('# {}: {}. The result may differ in the last bits from that of an uninterrupted '
                   'training.'.format(self.fname, change))
         if finished:
-            print('# {} is of a training that is finished: {} epochs.'.format(
-                self.fname, len(history)))
+            print(f'# {self.fname} is of a training that is finished: {len(history)} epochs.')
         else:
             print('# Going on from {} (written {}): epoch {}, after batch {}.'.format(
                 self.fname, written, len(history) + 1, batches))
@@ -474,7 +473,7 @@ def _owner(handler):
 def _set_values(variables, nodes, arrays):
     """Set shared variables to packed values of the same shapes and types."""
     if len(variables) != len(nodes):
-        raise ValueError('{} arrays for {} variables'.format(len(nodes), len(variables)))
+        raise ValueError(f'{len(nodes)} arrays for {len(variables)} variables')
     for variable, node in zip(variables, nodes):
         old = variable.get_value(borrow=True)
         new = unpack(node, arrays)
@@ -508,7 +507,7 @@ def _settings(net):
     for owner in ('batch_iterator_train', 'train_split'):
         thing = getattr(net, owner)
         settings[owner] = type(thing).__name__
-        settings.update({'{}.{}'.format(owner, name): value for name, value in vars(thing).items()
+        settings.update({f'{owner}.{name}': value for name, value in vars(thing).items()
                          if _is_plain(value)})
     settings['weights at the start'] = digest(
         *(param.get_value(borrow=True) for param in net.get_all_params()))
@@ -557,6 +556,6 @@ def _differences(old, new):
         if a == b or a != a and b != b:
             continue
         a, b = (json.dumps(value) for value in (a, b))
-        changes.append('{} was {}, is {}'.format(name, a, b) if max(len(a), len(b)) < 32
+        changes.append(f'{name} was {a}, is {b}' if max(len(a), len(b)) < 32
                        else name + ' changed')
     return changes

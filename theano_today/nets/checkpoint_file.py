@@ -37,7 +37,7 @@ def digest(*arrays):
     hashed = hashlib.blake2b(digest_size=16)
     for array in arrays:
         array = np.ascontiguousarray(array)
-        hashed.update('{}{}'.format(array.dtype.str, array.shape).encode())
+        hashed.update(f'{array.dtype.str}{array.shape}'.encode())
         hashed.update(array.reshape(-1).view(np.uint8))
     return hashed.hexdigest()
 
@@ -104,7 +104,7 @@ def unpack(node, arrays, old=None):
             raise ValueError('there is no random Generator to be set')
         old.bit_generator.state = state
         return old
-    raise ValueError('unknown kind {!r}'.format(kind))
+    raise ValueError(f'unknown kind {kind!r}')
 
 
 # ----------------------------------------------------------------------------------- the file
@@ -113,7 +113,7 @@ def write(fname, state, arrays):
     """Write a checkpoint: `state` as JSON has it, and the arrays it refers to by their hash."""
     text = json.dumps(state).encode()
     with replacing(fname) as f, zipfile.ZipFile(f, 'w', zipfile.ZIP_STORED) as archive:
-        archive.writestr('state-{}.json'.format(_text_digest(text)), text)
+        archive.writestr(f'state-{_text_digest(text)}.json', text)
         for name, array in arrays.items():
             with archive.open(name + '.npy', 'w', force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
@@ -151,7 +151,7 @@ def read(fname, fresh=FRESH):
                         raise ValueError('the state does not match its hash')
                     state = json.loads(data.decode())
         if not isinstance(state, dict) or state.get('version') != VERSION:
-            raise ValueError('not version {} of the format'.format(VERSION))
+            raise ValueError(f'not version {VERSION} of the format')
     except FileNotFoundError:
         raise
     except (OSError, EOFError, RuntimeError, SyntaxError, MemoryError, zipfile.BadZipFile,

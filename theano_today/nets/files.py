@@ -35,14 +35,12 @@ def open_regular(fname):
             raise FileError('{} cannot be read: it is {}.'.format(
                 fname, 'a folder' if os.path.isdir(fname) else 'a pipe or a device, not a file'))
         return open(fname, 'rb')
-    except FileNotFoundError:
+    except (FileNotFoundError, FileError):
         raise
     except OSError as error:
-        raise FileError('{} cannot be read: {}.'.format(fname, error.strerror)) from error
+        raise FileError(f'{fname} cannot be read: {error.strerror}.') from error
     except ValueError as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError('{!r} is no name of a file: {}.'.format(fname, error)) from error
+        raise FileError(f'{fname!r} is no name of a file: {error}.') from error
 
 
 @contextlib.contextmanager
@@ -127,15 +125,14 @@ def locked(fname):
     try:
         handle = _open_locked(path)
     except OSError as error:
-        raise FileError('{} cannot be written: {}.'.format(
-            path, error.strerror or error)) from error
+        raise FileError(f'{path} cannot be written: {error.strerror or error}.') from error
     if handle is None:
         raise FileError('{} is in use by {}. Wait for its end, stop it, or work in another folder.'
                         .format(fname, _owner(path)))
     try:
         with contextlib.suppress(OSError):  # on a full disk the lock does without a name
             os.truncate(handle, 0)
-            os.write(handle, '{} {}'.format(os.getpid(), socket.gethostname()).encode())
+            os.write(handle, f'{os.getpid()} {socket.gethostname()}'.encode())
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -214,14 +211,13 @@ def check_writable(fname):
     For the end of a long computation, which would otherwise learn of it too late.
     """
     if os.path.isdir(fname):
-        raise FileError('{} cannot be written: there is a folder of that name.'.format(fname))
+        raise FileError(f'{fname} cannot be written: there is a folder of that name.')
     try:
         handle, temporary = _temporary(fname)
         os.close(handle)
         os.remove(temporary)
     except OSError as error:
-        raise FileError('{} cannot be written: {}.'.format(
-            fname, error.strerror or error)) from error
+        raise FileError(f'{fname} cannot be written: {error.strerror or error}.') from error
 
 
 def remove_leftovers(*patterns):

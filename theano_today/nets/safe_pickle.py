@@ -82,7 +82,7 @@ _NDARRAY, _MT19937 = _Name(), _Name()
 
 def _dtype(kind, align=False, copy=False):
     if not isinstance(kind, str) or kind not in DTYPES:
-        _refuse('an array of type {!r}'.format(kind))
+        _refuse(f'an array of type {kind!r}')
     return np.dtype(kind)
 
 
@@ -107,7 +107,7 @@ def _array(data, dtype, shape, order='C', axis_order=None):
             _refuse('an array with its axes in an impossible order')
         return array.reshape(shape).transpose(axis_order)
     if order not in ('C', 'F') or axis_order is not None:
-        _refuse('an array in the order {!r}'.format(order))
+        _refuse(f'an array in the order {order!r}')
     return array.reshape(shape, order=order)
 
 
@@ -147,7 +147,7 @@ def _net(cls):
 def _handler(owner, name):
     # Methods are pickled as getattr(object, name).
     if name not in HANDLERS or not inspect.isfunction(getattr(type(owner), str(name), None)):
-        _refuse('the attribute {!r:.100} of a {}'.format(name, type(owner).__name__))
+        _refuse(f'the attribute {name!r:.100} of a {type(owner).__name__}')
     return getattr(owner, name)
 
 
@@ -201,7 +201,7 @@ def allowed(trusted=()):
 def _check_key(key):
     if not (key is None or type(key) in (str, int) or type(key) is tuple and
             all(type(part) is str for part in key)):
-        _refuse('a dictionary with a key of type {}'.format(type(key).__name__))
+        _refuse(f'a dictionary with a key of type {type(key).__name__}')
 
 
 def _build_dtype(dtype, state):
@@ -245,7 +245,7 @@ def _build_tensor_type(tensor_type, state):
 def _build_object(thing, state):
     if not isinstance(state, dict) or not all(
             type(name) is str and not name.startswith('__') for name in state):
-        _refuse('an object of the class {} with odd attributes'.format(type(thing).__name__))
+        _refuse(f'an object of the class {type(thing).__name__} with odd attributes')
     if isinstance(thing, NeuralNet):
         _check_net(state)
         thing.__setstate__(state)
@@ -362,7 +362,7 @@ class _Unpickler(pickle._Unpickler):
         builder = next((builder for kind, builder in _BUILDERS if isinstance(thing, kind)),
                        _build_object)
         if builder is _build_object and type(thing) not in self.table.values():
-            _refuse('attributes for a {}'.format(type(thing).__name__))
+            _refuse(f'attributes for a {type(thing).__name__}')
         builder(thing, state)
 
     def load_append(self):
@@ -375,7 +375,7 @@ class _Unpickler(pickle._Unpickler):
 
     def _extend(self, items):
         if not isinstance(self.stack[-1], list):
-            _refuse('items for a {}'.format(type(self.stack[-1]).__name__))
+            _refuse(f'items for a {type(self.stack[-1]).__name__}')
         list.extend(self.stack[-1], items)
 
     def load_setitem(self):
@@ -388,7 +388,7 @@ class _Unpickler(pickle._Unpickler):
 
     def _update(self, items):
         if not isinstance(self.stack[-1], dict):
-            _refuse('items for a {}'.format(type(self.stack[-1]).__name__))
+            _refuse(f'items for a {type(self.stack[-1]).__name__}')
         for key, value in zip(items[::2], items[1::2]):
             _check_key(key)
             self.stack[-1][key] = value
