@@ -41,6 +41,13 @@ TAG = 'theano_today_cuda'
 MAX_INPUTS = 24
 
 
+class _Rewrite(gof.Optimizer):
+    """What the rewrites share: they replace variables of a FunctionGraph."""
+
+    def add_requirements(self, fgraph):
+        fgraph.attach_feature(gof.toolbox.ReplaceValidate())
+
+
 # ------------------------------------------------------------------------------------------ filters
 
 class Turn(gof.Op):
@@ -59,11 +66,8 @@ class Turn(gof.Op):
         return shapes
 
 
-class TurnFilters(gof.Optimizer):
+class TurnFilters(_Rewrite):
     """Let convolutions slide filters that are turned already, see the module."""
-
-    def add_requirements(self, fgraph):
-        fgraph.attach_feature(gof.toolbox.ReplaceValidate())
 
     def apply(self, fgraph):
         turned = {}
@@ -185,11 +189,8 @@ class _Kernel:
         return results if same else None
 
 
-class FuseElemwise(gof.Optimizer):
+class FuseElemwise(_Rewrite):
     """Make one node of elementwise Ops that follow one another, see the module."""
-
-    def add_requirements(self, fgraph):
-        fgraph.attach_feature(gof.toolbox.ReplaceValidate())
 
     def apply(self, fgraph):
         order = fgraph.toposort()
@@ -306,6 +307,12 @@ class _Pooling(gof.Op):
     out_type : TensorType
     """
 
+    def __init__(self, window, n_picture, before, before_inputs, after, after_inputs, dtype, out_type):
+        self.window, self.n_picture = window, n_picture
+        self.before, self.before_inputs = before, before_inputs
+        self.after, self.after_inputs = after, after_inputs
+        self.dtype, self.out_type = dtype, out_type
+
     def make_node(self, *inputs):
         return gof.Apply(self, list(inputs), [self.out_type()])
 
@@ -332,12 +339,6 @@ class MaxPool(_Pooling):
     __props__ = ('window', 'n_picture', 'before', 'before_inputs', 'after', 'after_inputs', 'dtype',
                  'out_type')
 
-    def __init__(self, window, n_picture, before, before_inputs, after, after_inputs, dtype, out_type):
-        self.window, self.n_picture = window, n_picture
-        self.before, self.before_inputs = before, before_inputs
-        self.after, self.after_inputs = after, after_inputs
-        self.dtype, self.out_type = dtype, out_type
-
 
 class MaxPoolGrad(_Pooling):
     """The gradient of max-pooling with regard to its elements, and elementwise Ops around it.
@@ -347,20 +348,13 @@ class MaxPoolGrad(_Pooling):
 
     __props__ = MaxPool.__props__ + ('gradient', 'gradient_inputs')
 
-    def __init__(self, window, n_picture, before, before_inputs, after, after_inputs, dtype, out_type,
-                 gradient, gradient_inputs):
-        self.window, self.n_picture = window, n_picture
-        self.before, self.before_inputs = before, before_inputs
-        self.after, self.after_inputs = after, after_inputs
-        self.dtype, self.out_type = dtype, out_type
+    def __init__(self, *shared, gradient, gradient_inputs):
+        super().__init__(*shared)
         self.gradient, self.gradient_inputs = gradient, gradient_inputs
 
 
-class FusePooling(gof.Optimizer):
+class FusePooling(_Rewrite):
     """Make one node of max-pooling and what is before and after it, see the module."""
-
-    def add_requirements(self, fgraph):
-        fgraph.attach_feature(gof.toolbox.ReplaceValidate())
 
     def apply(self, fgraph):
         for node in fgraph.toposort():
@@ -400,7 +394,8 @@ class FusePooling(gof.Optimizer):
             n_picture = len(inputs)
             replace(out, MaxPoolGrad(
                 window, n_picture, before, before_inputs, after, after_inputs, x.dtype, out.type,
-                gradient, tuple(range(n_picture, n_picture + len(rows)))), inputs + rows)
+                gradient=gradient, gradient_inputs=tuple(range(n_picture, n_picture + len(rows)))),
+                inputs + rows)
 
         inputs, out, after, after_inputs = list(pictures), maxima, None, ()
         last = _only_user(maxima)
