@@ -431,7 +431,7 @@ def mark(image, smallest=photos.SMALLEST):
     def predict_pixels(X, columns):
         mirror = MIRROR or fname == photos.NET  # ours is small: it can be asked twice
         return net_files.predict(nets, X, fname, mirror, columns).values * 48 + 48
-    return photos.mark(image, predict_pixels, smallest)
+    return photos.mark(image, predict_pixels, smallest, at_pupils=True)
 
 
 # ------------------------------------------------------------------------ slide "Learning Curves"

@@ -155,6 +155,58 @@ def test_points_that_no_net_knows(drawn, monkeypatch):
         photos.mark(picture, without('nose_tip_x'))
 
 
+def test_eye_centres_go_to_the_pupils_and_nothing_else_moves(drawn, monkeypatch):
+    picture, points = photograph(drawn, [turned(0, 2, 300, 200)], (400, 600))
+    eyes = []
+    monkeypatch.setattr(photos, 'pupils', lambda photo, two: eyes.append(two.copy()) or two + (1, 2))
+    plain = photos.mark(picture, Oracle(monkeypatch, points)).points
+    assert not eyes
+    found = photos.mark(picture, Oracle(monkeypatch, points), at_pupils=True).points
+    np.testing.assert_allclose(eyes[0], plain[0, :2], rtol=1e-6)  # the left eye's, the right eye's
+    np.testing.assert_allclose(found[0, :2], plain[0, :2] + (1, 2), rtol=1e-6)
+    assert (found[0, 2:] == plain[0, 2:]).all()
+
+
+def eyes(degrees, distance, gaze=(0, 0), shade=0):
+    """A picture of two eyes with lids: (image, middles of the lids, pupils), left and right.
+
+    `gaze` is where both look to, `shade` how much darker the face is on one side, as a share.
+    """
+    side = int(2.4 * distance)
+    middle, turn = side / 2, np.exp(1j * np.radians(degrees))
+    y, x = np.mgrid[:side, :side]
+    plane = ((x - middle) + 1j * (y - middle)) / turn / distance  # upright, the eyes' distance is 1
+    image = 0.75 * (1 - shade * np.clip(plane.real + 0.5, 0, 1))
+    for eye in (0.5, -0.5):
+        u, v = plane.real - eye, plane.imag
+        lids = (np.abs(u / 0.2) ** 2 + np.abs(v / 0.08) ** 1.5) < 1
+        image = np.where(lids, 0.6, image)
+        image = np.where(lids & (np.hypot(u - gaze[0], v - gaze[1]) < 0.093), 0.15, image)
+    image = cv2.GaussianBlur((255 * image).astype(np.uint8), (0, 0), 0.015 * distance)
+    lids = np.array([0.5, -0.5]) * turn
+    pupils = (np.array([0.5, -0.5]) + gaze[0] + 1j * gaze[1]) * turn
+    return (image, *(np.column_stack([z.real, z.imag]) * distance + middle for z in (lids, pupils)))
+
+
+@pytest.mark.parametrize('degrees, distance', [(0, 33), (0, 160), (14, 80), (-20, 500)])
+@pytest.mark.parametrize('gaze', [(0, 0), (0.06, 0), (-0.08, -0.02)])
+def test_pupils(degrees, distance, gaze):
+    image, lids, pupils = eyes(degrees, distance, gaze, shade=0.6)
+    np.random.seed(0)
+    start = lids + np.random.uniform(-0.03, 0.03, (2, 2)) * distance  # as nets are off
+    found = photos.pupils(photos._Photograph(image), start)
+    assert np.linalg.norm(found - pupils, axis=1).max() < 0.03 * distance
+
+
+def test_where_there_is_no_eye_to_be_seen_its_centre_stays():
+    start = np.array([(120., 80.), (60.25, 78.5)])
+    found = photos.pupils(photos._Photograph(np.full((200, 200), 90, np.uint8)), start)
+    np.testing.assert_allclose(found, start, atol=1e-4)
+    # Outside the photograph, too: it goes on as it ends.
+    found = photos.pupils(photos._Photograph(np.full((20, 20), 90, np.uint8)), start)
+    np.testing.assert_allclose(found, start, atol=1e-4)
+
+
 @pytest.mark.parametrize('image', [
     np.zeros((480, 640), np.uint8), np.full((30, 30, 3), 200, np.uint8), np.zeros((1, 1)),
     np.zeros((1, 5000), np.uint8), np.zeros((5000, 2, 4), np.uint8)])
