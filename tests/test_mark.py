@@ -134,6 +134,13 @@ def test_without_nets_of_ones_own_it_takes_ours(folder, photo, capsys):
         assert far.mean() < 0.06 * np.linalg.norm(points[0] - points[1])
 
 
+def test_eye_centres_are_pupils(folder, photo, monkeypatch):
+    monkeypatch.setattr(photos, 'pupils', lambda picture, eyes: np.array([(1, 2), (3, 4)]))
+    found, = kfkd.mark(photo[0]).points
+    assert found[:2].tolist() == [[1, 2], [3, 4]]
+    assert right(np.vstack([photo[1][:2], found[2:]]), photo[1])
+
+
 def test_our_net_is_what_its_recipe_says(monkeypatch):
     """Its layers, constants and way to the end; that it learned: on faces that it has not seen."""
     net = kfkd.load_nets(photos.NET)
