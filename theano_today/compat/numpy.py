@@ -50,6 +50,23 @@ def _stacks_of_iterators():
         setattr(np, name, of_iterators(getattr(np, name)))
 
 
+@beforehand
+def _points_counted_in_floats():
+    """np.linspace(0, 1, np.sqrt(16)): deprecated in NumPy 1.12, an error since 1.18.
+
+    Lasagne's master asks so for the grid of TPSTransformerLayer.
+    """
+    def of_floats(space):
+        @functools.wraps(space)
+        def points(start, stop, num=50, *args, **kwargs):
+            if isinstance(num, (float, np.floating)):
+                num = int(num)
+            return space(start, stop, num, *args, **kwargs)
+        return points
+    for name in ('linspace', 'logspace', 'geomspace'):
+        setattr(np, name, of_floats(getattr(np, name)))
+
+
 # numpy.distutils: deprecated in NumPy 1.23, gone in Python 3.12.  Theano asks it for the folder of
 # NumPy's header files, and for a BLAS when none is named, which ends in an error since NumPy 1.22.
 replace('theano.gof.cmodule', {

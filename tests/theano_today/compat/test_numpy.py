@@ -234,3 +234,17 @@ def test_stacks_of_iterators(name):
 def test_other_peoples_arrays_are_stacked_by_themselves():
     da = pytest.importorskip('dask.array')
     assert isinstance(np.vstack([da.ones(3), da.ones(3)]), da.Array)
+
+
+@pytest.mark.parametrize('name', ['linspace', 'logspace', 'geomspace'])
+def test_points_counted_in_floats(name):
+    """As early NumPy counted them: what is not whole is cut off."""
+    points = getattr(np, name)
+    for num in (np.sqrt(16), 4., np.float32(4.5)):
+        np.testing.assert_array_equal(points(1, 10, num), points(1, 10, 4))
+    assert len(points(1, 10)) == 50
+    np.testing.assert_array_equal(points(1, 10, num=4., endpoint=False),
+                                  points(1, 10, 4, endpoint=False))
+    assert pickle.loads(pickle.dumps(points)) is points
+    with pytest.raises(TypeError):
+        points(1, 10, '4')
