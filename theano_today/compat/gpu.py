@@ -319,8 +319,12 @@ def _batch_first(module):
     def conv(self, input, **kwargs):
         if not self.dimshuffle:
             return conv_last(self, input, **kwargs)
-        output = dnn_conv(input, self.W, (self.pad,) * 2, (self.stride,) * 2,
+        op = self.filter_acts_op  # the layer has its numbers in Lasagne 0.1, and pairs in the master
+        output = dnn_conv(input, self.W, (op.pad,) * 2, (op.stride,) * 2,
                           conv_mode='conv' if self.flip_filters else 'cross')
+        if self.pad == 'same' and self.filter_size[0] % 2 == 0:
+            # (In the master alone.)  A row and a column too many.
+            output = output[:, :, :-(-input.shape[2] // op.stride), :-(-input.shape[3] // op.stride)]
         if self.b is not None:
             output = output + (self.b.dimshuffle('x', 0, 1, 2) if self.untie_biases
                                else self.b.dimshuffle('x', 0, 'x', 'x'))

@@ -94,6 +94,22 @@ def test_layers_of_cuda_convnet():
     assert [output.shape for output in outputs] == [layer.output_shape for layer in (conv, pool, nin)]
 
 
+@pytest.mark.parametrize('size, pad, stride', [(3, 1, 2), (3, 'same', 1), (2, 'same', 1), (2, 'same', 2)])
+def test_cuda_convnet_in_the_master_of_lasagne(size, pad, stride):
+    """Its layer holds pairs, and 'same' by name; an even filter then gives no pixel too many."""
+    from lasagne.layers.cuda_convnet import Conv2DCCLayer
+    filters = np.ascontiguousarray(W[:, :, :size, :size])
+    layer = Conv2DCCLayer(InputLayer(x.shape), 16, size, stride=stride, pad=1, W=filters, nonlinearity=None)
+    layer.filter_size, layer.stride = (size,) * 2, (stride,) * 2
+    layer.pad = 'same' if pad == 'same' else (pad,) * 2
+    output, = run(get_output(layer, theano.shared(x)))
+    expected = convolve(x, filters[:, :, ::-1, ::-1], pad=1, stride=stride)
+    if pad == 'same':
+        expected = expected[:, :, :-(-6 // stride), :-(-7 // stride)]
+    assert output.shape == expected.shape
+    close(output, expected)
+
+
 def test_three_dimensions():
     from theano.sandbox.cuda import dnn
     video = rng.standard_normal((1, 2, 3, 4, 4)).astype('float32')
