@@ -149,17 +149,34 @@ def _check_compiler():
             'python3-devel).'.format(include))
 
 
+def _gpu():
+    """Return PyTorch's name of the GPU that a flag asks for, or None; whether to take the CPU instead."""
+    from . import cuda
+    flag = _user_flag('device')
+    if not cuda.asked_for(flag):
+        return None, False
+    try:
+        return cuda.torch_device(flag), False
+    except SetupError as error:
+        if flag == _device_of_the_user or not _is_script:
+            raise
+        # The script's author had a GPU, its user has none.  Until 1.0 Theano told that and took the
+        # CPU, unless force_device was set.
+        if _user_flag('force_device') == 'True':
+            raise
+        warnings.warn('{} The script asks for a GPU; it gets the CPU.'.format(error), stacklevel=2)
+        return None, True
+
+
 @contextlib.contextmanager
 def _around_theano():
     """Do what must be done before Theano is imported, and after."""
     _check_compiler()
-    from . import cuda
-    flag = _user_flag('device')
-    gpu = cuda.torch_device(flag) if cuda.asked_for(flag) else None
+    gpu, for_cpu = _gpu()
     _set_flags()
     _load_blas()
     flags = os.environ['THEANO_FLAGS']
-    if gpu is not None:
+    if gpu is not None or for_cpu:
         # Theano would look for its own backend; processes that we start shall see the user's flag.
         os.environ['THEANO_FLAGS'] = flags + ',device=cpu'
     try:
@@ -174,7 +191,7 @@ def _around_theano():
         os.environ['THEANO_FLAGS'] = flags
     global _flags_read
     _flags_read = flags
-    from . import cpu, headers, memory
+    from . import cpu, cuda, headers, memory
     headers.install(sys.modules['theano'].gof.cmodule)
     cpu.install()
     memory.install(sys.modules['theano'].compile.Function)
@@ -238,13 +255,17 @@ def _runs_a_script():
         for first, second in zip(words, words[1:]))
 
 
+_device_of_the_user = _user_flag('device')  # before a script sets its own
+_is_script = _runs_a_script()
+
+
 def _set_up():
     if 'theano' in sys.modules:
         raise SetupError('Import theano_today before theano, lasagne and nolearn: '
                          'it sets the flags that Theano reads once, when it is imported.')
     compat.around_import('theano', _around_theano)
     compat.install()
-    if not _runs_a_script():
+    if not _is_script:
         import theano  # noqa: F401
 
 

@@ -85,6 +85,36 @@ assert theano.__spec__.name == 'theano'
     assert done.returncode == 0, done.stderr
 
 
+def test_a_gpu_that_the_script_asks_for_and_the_user_has_not(tmp_path):
+    """As with Theano until 1.0: a warning, and the CPU."""
+    script = '''
+import os
+os.environ['THEANO_FLAGS'] = 'device=gpu0' + SETTINGS
+import lasagne, theano
+assert theano.config.device == 'cpu'
+assert os.environ['THEANO_FLAGS'].startswith('device=gpu0')
+print(theano.function([], theano.shared(2) * 3)())
+'''
+    def ask(**environment):
+        return subprocess.run([sys.executable, '-m', 'theano_today', 'old/script.py'], cwd=tmp_path,
+                              text=True, env={
+                                  **os.environ, 'PYTHONPATH': ROOT, 'CUDA_VISIBLE_DEVICES': '',
+                                  'THEANO_TODAY_TORCH': '', **environment},
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    (tmp_path / 'old').mkdir()
+    path = tmp_path / 'old' / 'script.py'
+    flags = os.environ.get('THEANO_FLAGS', '')
+    path.write_text(script.replace('SETTINGS', repr(',optimizer=None,cxx=,' + flags)))
+    done = ask()
+    assert done.stdout == '6\n', done.stderr
+    assert 'device=gpu0' in done.stderr and 'it gets the CPU' in done.stderr
+    path.write_text(script.replace('SETTINGS', repr(',force_device=True,' + flags)))
+    assert 'SetupError: device=gpu0' in ask().stderr
+    path.write_text('import theano')  # what the user asks for is an error where it is not there
+    assert 'SetupError: device=gpu0' in ask(THEANO_FLAGS=flags + ',device=gpu0').stderr
+
+
 def test_names_of_python_2(tmp_path):
     # A list with one string of bytes, as Python 2 pickles it.
     (tmp_path / 'data.pkl').write_bytes(b"(lp0\nS'\\xe9'\np1\na.")
