@@ -167,7 +167,7 @@ else:
     assert "'float' object cannot be interpreted" in done.stderr
 
 
-def test_old_names_of_pandas_and_matplotlib(tmp_path):
+def test_old_names_of_pandas_matplotlib_and_scipy(tmp_path):
     done = run(tmp_path, 'old/script.py', script='''
 import pandas
 from matplotlib import pyplot
@@ -180,6 +180,16 @@ frame.ix['y', 'b'] = 7
 assert frame.b.tolist() == [4, 7, 6] and frame.sort('a').b.tolist() == [7, 6, 4]
 assert frame.sort(['a'], ascending=False).a.as_matrix().tolist() == [3, 2, 1]
 assert frame.as_matrix(['b']).shape == (3, 1)
+assert frame[[1, 0]].values.tolist() == [[4, 3], [7, 1], [6, 2]] and frame[['b']].shape == (3, 1)
+for key in [2], [True, 'a'], ['c'], 0, [0, 'a']:
+    try:
+        frame[key]
+    except (KeyError, IndexError):
+        continue
+    raise AssertionError(key)
+assert pandas.DataFrame([[1, 2]], columns=[1, 0])[[0]].values.tolist() == [[2]]
+import scipy.stats
+assert scipy.stats.itemfreq([3, 1, 3]).tolist() == [[1, 1], [3, 2]]
 axis = pyplot.gca()
 axis.set_color_cycle(['r', 'g'])
 assert axis.plot([1, 2])[0].get_color() == 'r'

@@ -1,4 +1,5 @@
-"""What pandas and matplotlib took away from scripts of 2015: for ``python -m theano_today`` alone."""
+"""What pandas, matplotlib and SciPy took away from scripts of 2015: for ``python -m theano_today`` alone."""
+import functools
 import numbers
 
 from .mending import after_import
@@ -8,6 +9,7 @@ def install():
     """Put the names back when a script imports these packages."""
     after_import('pandas')(_pandas)
     after_import('matplotlib.axes')(_matplotlib)
+    after_import('scipy.stats')(_scipy_stats)
 
 
 class _Ix:
@@ -53,8 +55,29 @@ def _pandas(pandas):
                 return self.sort_index(axis=axis, ascending=ascending, inplace=inplace)
             return self.sort_values(columns, axis=axis, ascending=ascending, inplace=inplace)
         pandas.DataFrame.sort = sort
+    pandas.DataFrame.__getitem__ = _by_places(pandas.DataFrame.__getitem__)
+
+
+def _by_places(getitem):
+    """Let ``frame[[0]]`` be the first column where the columns have names, as it was until pandas 0.20."""
+    @functools.wraps(getitem)
+    def get(self, key):
+        try:
+            return getitem(self, key)
+        except KeyError:
+            if isinstance(key, list) and key and self.columns.dtype.kind not in 'iuf' and all(
+                    type(one) is int and one not in self.columns for one in key):
+                return self.iloc[:, key]
+            raise
+    return get
 
 
 def _matplotlib(axes):
     if not hasattr(axes.Axes, 'set_color_cycle'):  # deprecated in matplotlib 1.5, removed since
         axes.Axes.set_color_cycle = lambda self, colors: self.set_prop_cycle(color=list(colors))
+
+
+def _scipy_stats(stats):
+    if not hasattr(stats, 'itemfreq'):  # deprecated in SciPy 1.0, removed since
+        import numpy as np
+        stats.itemfreq = lambda a: np.column_stack(np.unique(a, return_counts=True))
