@@ -205,6 +205,8 @@ assert axis.plot([1, 2])[0].get_color() == 'r'
     ('x = {}\ny = x.keys()[0]\n', 2, '-w FILE mends the whole file'),
     ('x = range(3)\nzip(x, x)[0]\n', 2, 'was a list'),
     ('n = 4.0\nrange(n)\n', 2, 'write // for /'), ('[1, 2][:2.0]\n', 1, 'write // for /'),
+    ('b"1,2".split(",")\n', 1, "'r' in place of 'rb'"), ('b"1" + ","\n', 1, '.decode()'),
+    ('"," + b"1"\n', 1, '.decode()'), ('import re\nre.compile("a").match(b"1")\n', 2, '.decode()'),
     ('import pickle\npickle.loads(b"S\'\\\\xe9\'\\n.")\n', 2, "encoding='latin1'")])
 def test_what_to_do_about_python_2(tmp_path, script, line, hint):
     file = str(tmp_path / 'script.py')

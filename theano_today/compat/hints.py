@@ -47,6 +47,11 @@ def hint(error, traceback):
             "'float' object cannot be interpreted as an integer" in text
             or 'slice indices must be integers' in text):
         return f'{place}if this number comes from a division, Python 2 gave a whole one: write // for /.'
+    if isinstance(error, TypeError) and re.search(
+            r"a bytes-like object is required, not 'str'|string pattern on a bytes-like|concat str to bytes"
+            r"|can only concatenate str \(not \"bytes\"\)", text):
+        return (f"{place}in Python 2 bytes were text. Open files of text with 'r' in place of 'rb', or "
+                'write .decode() behind what gives the bytes.')
     if isinstance(error, UnicodeDecodeError) and "'ascii' codec" in text:
         return f"{place}if this loads what Python 2 has pickled: pickle.load(file, encoding='latin1')."
     return None
