@@ -184,8 +184,8 @@ class AffineBatchIterator(BatchIterator):
     def transform(self, Xb, yb):
         Xb, yb = super().transform(Xb, yb)
         if Xb.ndim != 4:
-            raise ValueError('Images have the shape (n, channels, height, width), not {}: load '
-                             'them with load2d, or reshape them.'.format(Xb.shape))
+            raise ValueError('Images have the shape (n, channels, height, width), not '
+                             f'{Xb.shape}: load them with load2d, or reshape them.')
         half = np.array(Xb.shape[:1:-1]) / 2  # (x, y)
         middle = half if self.middle is None else np.full(2, self.middle)
 
@@ -226,13 +226,13 @@ class AffineBatchIterator(BatchIterator):
 
     def _check_columns(self, columns):
         if columns % 2:
-            raise ValueError('The labels have {} columns; x and y of points in turn need an even '
-                             'number.'.format(columns))
+            raise ValueError(f'The labels have {columns} columns; x and y of points in turn need an '
+                             'even number.')
         last = max((index for pair in self.flip_indices for index in pair), default=-1)
         if self.flip and last >= columns:
-            raise ValueError('flip_indices names column {}, but the labels have {} columns: give '
-                             'the pairs of these columns (flip_indices_of finds them by name).'
-                             .format(last, columns))
+            raise ValueError(f'flip_indices names column {last}, but the labels have {columns} '
+                             'columns: give the pairs of these columns (flip_indices_of finds '
+                             'them by name).')
 
     def _mirror(self, y, flipped):
         """Let the columns of left and right change places in the flipped rows of y."""
@@ -329,7 +329,7 @@ def _range(name, values, above=-np.inf, below=np.inf):
 
 def _choice(name, value, choices):
     if value not in choices:
-        raise ValueError('{} is one of {}, not {!r}.'.format(name, ', '.join(choices), value))
+        raise ValueError(f'{name} is one of {", ".join(choices)}, not {value!r}.')
     return value
 
 

@@ -68,11 +68,11 @@ class Analysis:
                         'Lower the learning rate.',
         }[self.state].format(s=self, f=FALLING)
         if self.gap > GAP:
-            text += (' At the end it is {:.1f} times the training error: more data, augmentation '
-                     'or dropout would help.'.format(self.gap))
+            text += (f' At the end it is {self.gap:.1f} times the training error: more data, '
+                     'augmentation or dropout would help.')
         if self.jitters:
-            text += (' Jitter: it scatters by {:.1%} from epoch to epoch; a lower learning rate or '
-                     'larger batches smooth it.'.format(self.jitter))
+            text += (f' Jitter: it scatters by {self.jitter:.1%} from epoch to epoch; a lower '
+                     'learning rate or larger batches smooth it.')
         return text
 
 

@@ -107,8 +107,9 @@ class Progress:
             return
         self.printed = time.time()
         left = seconds_an_epoch(train_history) * (self.epochs - done)
-        print('# {}: epoch {} of {}, loss {:.5f}, at most {} left'.format(
-            self.label, done, self.epochs, train_history[-1]['train_loss'], hms(left)))
+        loss = train_history[-1]['train_loss']
+        print(f'# {self.label}: epoch {done} of {self.epochs}, loss {loss:.5f}, '
+              f'at most {hms(left)} left')
 
 
 def train(net, X, y, epochs, label):
@@ -121,9 +122,9 @@ def train(net, X, y, epochs, label):
     if len(net.train_history_) < epochs:
         raise KeyboardInterrupt  # nolearn takes Ctrl-C for a normal end
     last = net.train_history_[-1]
-    print('{}: training loss {:.5f}, validation loss {:.5f} after {} epochs of {:.2f} s.'.format(
-        label, last['train_loss'], last['valid_loss'], epochs,
-        np.median([row['dur'] for row in net.train_history_[1:] or net.train_history_])))
+    seconds = np.median([row['dur'] for row in net.train_history_[1:] or net.train_history_])
+    print(f'{label}: training loss {last["train_loss"]:.5f}, validation loss '
+          f'{last["valid_loss"]:.5f} after {epochs} epochs of {seconds:.2f} s.')
     return net.train_history_
 
 
@@ -199,12 +200,12 @@ def check_overfitting(net, X, y, rows=10, epochs=300, factor=1000):
     losses = np.array([row['train_loss'] for row in history])
     fall = losses[0] / losses[-1]
     passed = bool(fall >= factor)
-    verdict = 'The loss of {} rows fell by a factor of {:,.0f} in {} epochs, from {:.2e} to {:.2e}'
-    verdict = verdict.format(rows, fall, epochs, losses[0], losses[-1])
+    verdict = f'The loss of {rows} rows fell by a factor of {fall:,.0f} in {epochs} epochs, ' \
+        f'from {losses[0]:.2e} to {losses[-1]:.2e}'
     if passed:
         return True, verdict + ': the net can learn.'
-    return False, '{}; {:,.0f} is the least to ask for. {}'.format(
-        verdict, factor, ' '.join(monitors.verdict(history)))
+    reasons = ' '.join(monitors.verdict(history))
+    return False, f'{verdict}; {factor:,.0f} is the least to ask for. {reasons}'
 
 
 @experiment
@@ -294,9 +295,9 @@ def regularisation(epochs=8, fname=None, rows=400):
         axis.set(xlabel=f'strength of {kind}' if kind != 'dropout' else 'share dropped', yscale='log')
         axis.grid(alpha=.4)
         rises = (np.diff(runs[:, 2]) > 0).all()
-        sentences.append('{} from {:g} to {:g}: training loss from {:.4f} to {:.4f}, {}'.format(
-            kind, runs[0, 0], runs[-1, 0], runs[0, 2], runs[-1, 2],
-            'up at every step' if rises else 'NOT up at every step'))
+        up = 'up at every step' if rises else 'NOT up at every step'
+        sentences.append(f'{kind} from {runs[0, 0]:g} to {runs[-1, 0]:g}: training loss from '
+                         f'{runs[0, 2]:.4f} to {runs[-1, 2]:.4f}, {up}')
         axis.legend(fontsize='small')
     axes[0].set_ylabel('loss')
     fig.suptitle('Regularisation up, loss up')
@@ -310,8 +311,8 @@ def starter(epochs=25, fname=None, rows=1500):
     net = seeded(nets.starter_net, (None, 1, 96, 96), 30)
     history = train(net, X, y, epochs, 'starter net')
     seconds = np.median([row['dur'] for row in history[1:] or history])
-    verdict = ('{} faces, {:.1f} s an epoch: validation RMSE {:.2f} pixels after {} epochs; the '
-               'mean face gives {:.2f}.'.format(len(X), seconds, best(history), epochs, guess(y)))
+    verdict = (f'{len(X)} faces, {seconds:.1f} s an epoch: validation RMSE {best(history):.2f} pixels '
+               f'after {epochs} epochs; the mean face gives {guess(y):.2f}.')
     return {'starter': curves_of({'starter net': history}, 'The starter net', guess(y))}, verdict
 
 
@@ -330,11 +331,11 @@ def vgg(epochs=30, fname=None, rows=64, weights=None):
         loaded = nets.load_vgg16(net, weights)
     nets.freeze(net, nets.VGG16_CONVOLUTIONS)
     history = train(net, X, y, epochs, 'VGG-16')
-    verdict = ('{} of 16 layers loaded and {} convolutions kept as they were; training RMSE from '
-               '{:.2f} to {:.2f} pixels in {} epochs of {} faces, validation {:.2f}, the mean face '
-               '{:.2f}.'.format(len(loaded), len(nets.VGG16_CONVOLUTIONS),
-                                pixels(history, 'train_loss')[0], pixels(history, 'train_loss')[-1],
-                                epochs, len(X), pixels(history)[-1], guess(y)))
+    errors = pixels(history, 'train_loss')
+    verdict = (f'{len(loaded)} of 16 layers loaded and {len(nets.VGG16_CONVOLUTIONS)} convolutions '
+               f'kept as they were; training RMSE from {errors[0]:.2f} to {errors[-1]:.2f} pixels '
+               f'in {epochs} epochs of {len(X)} faces, validation {pixels(history)[-1]:.2f}, the '
+               f'mean face {guess(y):.2f}.')
     if not full:
         verdict += ' With random weights this shows that the path works, not what VGG is worth.'
     return {'vgg': curves_of({'VGG-16, new dense layers': history}, 'Fine-tuning VGG-16')}, verdict
@@ -394,12 +395,13 @@ def augmentation(epochs=60, fname=None, rows=2000):
     results = {name: best(history) for name, history in histories.items()}
     gaps = {name: best(history) / pixels(history, 'train_loss')[-5:].mean()
             for name, history in histories.items()}
-    verdict = 'Validation RMSE after {} epochs of {} faces: {}; the mean face gives {:.2f}.'.format(
-        epochs, len(X), ', '.join('{} {:.2f} pixels (validation / training {:.2f})'.format(
-            name, value, gaps[name]) for name, value in results.items()), guess(y))
+    each = ', '.join(f'{name} {value:.2f} pixels (validation / training {gaps[name]:.2f})'
+                     for name, value in results.items())
+    verdict = (f'Validation RMSE after {epochs} epochs of {len(X)} faces: {each}; the mean face '
+               f'gives {guess(y):.2f}.')
     first = results['no augmentation']
-    better = [name for name, value in results.items() if value < first]
-    verdict += ' Better than none: {}.'.format(', '.join(better) or 'no one')
+    better = ', '.join(name for name, value in results.items() if value < first)
+    verdict += f' Better than none: {better or "no one"}.'
     return {'augmentation': curves_of(histories, 'Augmentation', mean_face=guess(y))}, verdict
 
 
@@ -414,9 +416,9 @@ def dropout(epochs=80, fname=None, rows=500):
     a, b = (f'{best(history):.2f} pixels ({curves.analyse(history).state})'
             for history in histories.values())
     ratio = best(histories['dropout 0.5']) / best(histories['no dropout'])
-    verdict = ('Validation RMSE after {} epochs of {} faces: {} without dropout, {} with it: '
-               '{:.0%} {}.'.format(epochs, len(X), a, b, abs(ratio - 1),
-                            'better' if ratio < 1 else 'WORSE: dropout does not help here'))
+    compared = 'better' if ratio < 1 else 'WORSE: dropout does not help here'
+    verdict = (f'Validation RMSE after {epochs} epochs of {len(X)} faces: {a} without dropout, {b} '
+               f'with it: {abs(ratio - 1):.0%} {compared}.')
     return {'dropout': curves_of(histories, 'Dropout', mean_face=guess(y))}, verdict
 
 
@@ -438,8 +440,8 @@ def normalisation(epochs=40, fname=None, rows=1000):
     raw, standard = histories.values()
     goal = best(raw)
     reached = np.flatnonzero(pixels(standard) <= goal)
-    verdict = 'Validation RMSE after {} epochs: {:.2f} pixels with pixels / 255, {:.2f} ' \
-        'with mean 0 and deviation 1'.format(epochs, goal, best(standard))
+    verdict = f'Validation RMSE after {epochs} epochs: {goal:.2f} pixels with pixels / 255, ' \
+        f'{best(standard):.2f} with mean 0 and deviation 1'
     if len(reached) and best(standard) < goal:
         verdict += f', which gets there in {reached[0] + 1} epochs.'
     else:
@@ -520,8 +522,8 @@ def initialisations(epochs=40, fname=None, rows=1000):
     for axis in axes[1]:
         axis.ticklabel_format(axis='x', style='sci', scilimits=(0, 0))
     axes[0, 1].legend(fontsize='small')
-    fig.suptitle('{} tanh layers after the first batch: activations and back-propagated gradients; '
-                 'below, the outputs'.format(len(hidden)))
+    fig.suptitle(f'{len(hidden)} tanh layers after the first batch: activations and back-propagated '
+                 'gradients; below, the outputs')
     old, glorot = found.values()
     verdict = (
         'Layer {n} against layer 1, deviation of the activations: {a[activation]:.3f} with '
@@ -529,8 +531,8 @@ def initialisations(epochs=40, fname=None, rows=1000):
         'gradient: {a[gradient]:.3f} and {b[gradient]:.2f}. Outputs differ from input to input by '
         '{a[start]:.3f} and {b[start]:.2f} of the labels\' deviation at the start. RMSE after '
         '{epochs} epochs, training and validation: {a[train]:.2f} and {a[valid]:.2f} pixels with '
-        '1/sqrt(n), {b[train]:.2f} and {b[valid]:.2f} with Glorot.'.format(
-            n=len(hidden), a=old, b=glorot, epochs=epochs))
+        '1/sqrt(n), {b[train]:.2f} and {b[valid]:.2f} with Glorot.')
+    verdict = verdict.format(n=len(hidden), a=old, b=glorot, epochs=epochs)
     visible = old['activation'] < .5 * glorot['activation'] and \
         old['gradient'] < .5 * glorot['gradient'] and old['start'] < .5 * glorot['start']
     return {'initialisations': fig}, verdict + (
@@ -560,18 +562,17 @@ def update_rules(epochs=30, fname=None):
             **{'update_' + key: value for key, value in settings.items()})
         history = train(net, X, y, epochs, name)
         losses = [row['train_loss'] for row in history]
+        values = ', '.join(f'{value:g}' for value in settings.values())
         axis.plot(np.arange(1, epochs + 1), losses, style, linewidth=2, color=colors[name],
-                  label='{} ({})'.format(name, ', '.join(f'{value:g}'
-                                                         for value in settings.values())))
+                  label=f'{name} ({values})')
         last[name] = losses[-1], history[-1]['valid_accuracy']
     axis.set(title='Update rules with their learning rate (and momentum), digits', xlabel='epoch',
              ylabel='training loss (cross-entropy)', yscale='log')
     axis.grid(alpha=.4)
     axis.legend()
     order = sorted(last, key=last.get)
-    return {'update-rules': fig}, 'Training loss after {} epochs, smallest first: {}.'.format(
-        epochs, ', '.join('{} {:.1e} (accuracy {:.1%})'.format(name, *last[name])
-                          for name in order))
+    each = ', '.join('{} {:.1e} (accuracy {:.1%})'.format(name, *last[name]) for name in order)
+    return {'update-rules': fig}, f'Training loss after {epochs} epochs, smallest first: {each}.'
 
 
 class SearchScore:
@@ -641,13 +642,13 @@ def search(epochs=30, fname=None, rows=600, candidates=16):
     test = 48 * np.sqrt(mean_squared_error(y_test, found.predict(X_test)))
     guessed = 48 * np.sqrt(mean_squared_error(y_test, y.mean(axis=0)[None].repeat(200, axis=0)))
     means = rmse.mean(axis=0)
+    middle = np.median(np.where(np.isfinite(means), means, np.inf))
+    chosen = ', '.join(f'{name} {value:.2g}' for name, value in sorted(found.best_params_.items()))
     verdict = (
-        'Best of {} settings: {}; RMSE {:.2f} pixels by cross-validation, where the median of the '
-        'settings has {:.2f} and {} diverged. On 200 faces kept aside: {:.2f}, the mean face '
-        '{:.2f}.'.format(candidates, ', '.join('{} {:.2g}'.format(*item)
-                                      for item in sorted(found.best_params_.items())),
-                means[best], np.median(np.where(np.isfinite(means), means, np.inf)),
-                np.isnan(means).sum(), test, guessed))
+        f'Best of {candidates} settings: {chosen}; RMSE {means[best]:.2f} pixels by '
+        f'cross-validation, where the median of the settings has {middle:.2f} and '
+        f'{np.isnan(means).sum()} diverged. On 200 faces kept aside: {test:.2f}, the mean face '
+        f'{guessed:.2f}.')
     return {'search': fig}, verdict
 
 
@@ -679,10 +680,10 @@ def classification(epochs=20, fname=None):
         truth, found, labels=net.classes_, ax=matrix, cmap='Greys', colorbar=False,
         xticks_rotation=60, text_kw=dict(fontsize=8))
     fig.suptitle('Classification of scikit-learn\'s digits')
-    verdict = ('Validation accuracy {:.1%} after {} epochs, {} of {} digits; the shares of the '
-               'classes in training and validation differ by {:.2%} at most.'.format(
-                   (found == truth).mean(), epochs, int((found == truth).sum()), len(truth),
-                   np.abs(np.diff(shares, axis=0)).max()))
+    right = found == truth
+    verdict = (f'Validation accuracy {right.mean():.1%} after {epochs} epochs, {right.sum()} of '
+               f'{len(truth)} digits; the shares of the classes in training and validation differ '
+               f'by {np.abs(np.diff(shares, axis=0)).max():.2%} at most.')
     return {'classification': fig}, verdict
 
 
@@ -726,7 +727,7 @@ def weights_and_activity(epochs=25, fname=None, rows=800):
         near.append(f'{name} {(heat * disc).sum() / heat.sum():.0%}')
     area = np.pi * 16 ** 2 / 96 ** 2
     return figures, ('Saliency within 16 pixels of the point, where a uniform one would have '
-                     '{:.0%}: {}.'.format(area, ', '.join(near)))
+                     f'{area:.0%}: {", ".join(near)}.')
 
 
 @experiment

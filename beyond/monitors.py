@@ -355,8 +355,7 @@ def samples(train_history, name):
     """
     found = [sample for row in train_history for sample in row.get(name, ())]
     if not found:
-        raise ValueError('The history has no samples of {}: attach a monitor before training.'
-                         .format(name))
+        raise ValueError(f'The history has no samples of {name}: attach a monitor before training.')
     return found
 
 
@@ -434,7 +433,7 @@ def plot_updates(train_history, param=None):
     names = _weights(samples(train_history, 'updates'))
     param = param or names[0]
     if param not in samples(train_history, 'updates')[0]['layers']:
-        raise ValueError('{} is not among the parameters {}.'.format(param, ', '.join(names)))
+        raise ValueError(f'{param} is not among the parameters {", ".join(names)}.')
     fig, axes = pyplot.subplots(1, 3, figsize=(13, 4.2), layout='constrained')
     for axis, what in zip(axes, ('weight', 'update')):
         for number, style in (('max', '-'), ('mean', '--')):
@@ -546,8 +545,8 @@ def verdict(train_history):
             found = samples(train_history, name)
             lines += judge(found[-max(len(found) // 5, 1):])
     lines += _judge_loss([row['train_loss'] for row in train_history])
-    return lines or ['Nothing vanishes, explodes, saturates, dies or stands still in {} epochs.'
-                     .format(len(train_history))]
+    return lines or ['Nothing vanishes, explodes, saturates, dies or stands still in '
+                     f'{len(train_history)} epochs.']
 
 
 def _medians(found, number):
@@ -564,8 +563,7 @@ def _judge_activations(found):
     lines = []
     for layer, share in _medians(found, 'dead').items():
         if share > HALF:
-            lines.append('dead ReLUs: {:.0%} of the units of {} give 0 for the whole batch.'.format(
-                share, layer))
+            lines.append(f'dead ReLUs: {share:.0%} of the units of {layer} give 0 for the whole batch.')
     for layer, share in _medians(found, 'saturated').items():
         if share > HALF:
             lines.append(f'saturated: {share:.0%} of the outputs of {layer} are at their bounds.')
@@ -573,8 +571,8 @@ def _judge_activations(found):
     first = next(iter(spread))
     for layer, std in spread.items():
         if std < SILENT * spread[first]:
-            lines.append('silent: the outputs of {} have a deviation of {:.1e}, those of {} {:.1e}.'
-                         .format(layer, std, first, spread[first]))
+            lines.append(f'silent: the outputs of {layer} have a deviation of {std:.1e}, those of '
+                         f'{first} {spread[first]:.1e}.')
     return lines
 
 
@@ -582,15 +580,15 @@ def _judge_gradients(found):
     bad = next((sample for sample in found
                 for described in sample['layers'].values() if not described['finite']), None)
     if bad:
-        return ['exploding: a gradient is not finite at epoch {:.1f}.'.format(bad['epoch'])]
+        return [f'exploding: a gradient is not finite at epoch {bad["epoch"]:.1f}.']
     norms = _medians(found, 'norm')
     norms = {name: norms[name] for name in _weights(found)}
     first, largest = next(iter(norms)), max(norms, key=norms.get)
     if norms[largest] == 0:
         return ['vanishing: all gradients are 0.']
     if norms[first] < VANISHING * norms[largest]:
-        return ['vanishing: the gradient of {} has a norm of {:.1e}, that of {} {:.1e}.'.format(
-            first, norms[first], largest, norms[largest])]
+        return [f'vanishing: the gradient of {first} has a norm of {norms[first]:.1e}, that of '
+                f'{largest} {norms[largest]:.1e}.']
     return []
 
 
@@ -599,11 +597,11 @@ def _judge_updates(found):
     ratios = _medians(found, 'ratio')
     for name in _weights(found):
         if not ratios.get(name, 1e-3) < EXPLODING:  # not finite, too
-            lines.append('exploding: an update changes {} by {:.0%} of its norm; 0.1 % is usual.'
-                         .format(name, ratios[name]))
+            lines.append(f'exploding: an update changes {name} by {ratios[name]:.0%} of its norm; '
+                         '0.1 % is usual.')
         elif ratios.get(name, 1e-3) < STANDING:
-            lines.append('standing still: an update changes {} by {:.1e} of its norm; 1e-3 is '
-                         'usual.'.format(name, ratios[name]))
+            lines.append(f'standing still: an update changes {name} by {ratios[name]:.1e} of its '
+                         'norm; 1e-3 is usual.')
     return lines
 
 
@@ -615,6 +613,6 @@ def _judge_loss(losses):
     recent = losses[-max(len(losses) // 5, 2):]
     fall = 1 - np.mean(recent[len(recent) // 2:]) / np.mean(recent[:len(recent) // 2])
     if fall < PLATEAU:
-        return ['plateau: the training loss fell by {:.1%} in the last {} epochs, to {:.3g}.'
-                .format(fall, len(recent), losses[-1])]
+        return [f'plateau: the training loss fell by {fall:.1%} in the last {len(recent)} epochs, '
+                f'to {losses[-1]:.3g}.']
     return []

@@ -185,8 +185,8 @@ def load_vgg16(net, fname):
     net.initialize_layers()
     names = VGG16_CONVOLUTIONS + ['fc6', 'fc7', 'fc8']
     if len(values) != 2 * len(names):
-        raise ValueError('{} has {} arrays; VGG-16 has {}, W and b of 16 layers.'.format(
-            fname, len(values), 2 * len(names)))
+        raise ValueError(f'{fname} has {len(values)} arrays; VGG-16 has {2 * len(names)}, W and b of '
+                         '16 layers.')
     loaded = []
     for name, W, b in zip(names, values[::2], values[1::2]):
         layer = net.layers_[name]
@@ -198,8 +198,7 @@ def load_vgg16(net, fname):
             layer.b.set_value(np.asarray(b, layer.b.dtype))
             loaded.append(name)
         elif name in VGG16_CONVOLUTIONS:
-            raise ValueError('{}: {} has weights of shape {}, the net has {}.'.format(
-                fname, name, W.shape, own[0]))
+            raise ValueError(f'{fname}: {name} has weights of shape {W.shape}, the net has {own[0]}.')
     return loaded
 
 
@@ -226,5 +225,4 @@ def _read_weights(fname):
             return list(pickled['param values'] if isinstance(pickled, dict) else pickled)
     except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError,
             zipfile.BadZipFile) as error:
-        raise ValueError('{} is not a file of VGG weights, a pickle or .npz of arrays: {}.'.format(
-            fname, error))
+        raise ValueError(f'{fname} is not a file of VGG weights, a pickle or .npz of arrays: {error}.')

@@ -88,8 +88,8 @@ def plot_paths(net, X, y, row=0, maps=4):
                 axis.set_visible(True)
                 axis.imshow(images[index], aspect='auto' if value.ndim == 1 else 'equal',
                             interpolation='nearest', **scale)
-            axes[0, column].set_title('{}\n{}'.format(name, 'x'.join(map(str, value.shape))),
-                                      fontsize=8)
+            shape = 'x'.join(map(str, value.shape))
+            axes[0, column].set_title(f'{name}\n{shape}', fontsize=8)
             axes[len(order) - 1, column].set_xlabel(
                 f'{value.min():+.1e} to\n{value.max():+.1e}', fontsize=7)
     return fig

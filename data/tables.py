@@ -141,8 +141,8 @@ def read_table(fname, columns, largest=LARGEST):
         raise
     except (OSError, ValueError, csv.Error, pd.errors.ParserWarning) as error:
         # ValueError: pandas' parser errors, bad encodings
-        raise FileError('{} cannot be read as a CSV file: {}.'.format(
-            fname, str(error).strip().rstrip('.'))) from error
+        said = str(error).strip().rstrip('.')
+        raise FileError(f'{fname} cannot be read as a CSV file: {said}.') from error
     for name in columns:
         if name not in table.columns:
             raise FileError(f'{fname} has no column {name}. Its columns are: '
@@ -180,8 +180,9 @@ def _numbers(table, name, fname, whole=False):
         bad |= (column != column.round()) | (column.abs() > 2 ** 53)
     if bad.any():
         row = bad.idxmax()
-        raise FileError('{}, line {}, column {}: {:.100} is not a {}number.'.format(
-            fname, row + 2, name, _shown(table[name][row]), 'whole ' if whole else ''))
+        number = 'whole number' if whole else 'number'
+        raise FileError(f'{fname}, line {row + 2}, column {name}: '
+                        f'{_shown(table[name][row]):.100} is not a {number}.')
     return column.astype(int) if whole else column
 
 
@@ -311,8 +312,8 @@ def select(df, cols, fname):
 def check_rows(df, fname):
     """Raise FileError if no row was left when those with missing values were dropped."""
     if df.empty:
-        raise FileError('{}: no row has a value in each of the columns {}.'.format(
-            fname, ', '.join(df.columns[:-1])))
+        raise FileError(f'{fname}: no row has a value in each of the columns '
+                        f'{", ".join(df.columns[:-1])}.')
 
 
 def check_columns(fname):
@@ -320,8 +321,9 @@ def check_columns(fname):
     df = read_faces(fname)
     odd = sorted(set(df.columns[:-1]) ^ set(COLUMNS))
     if odd:
-        raise FileError('{} {} the column {!r:.100}: it must have the 30 columns of data/README.md '
-                        'and Image.'.format(fname, 'lacks' if odd[0] in COLUMNS else 'has', odd[0]))
+        verb = 'lacks' if odd[0] in COLUMNS else 'has'
+        raise FileError(f'{fname} {verb} the column {odd[0]!r:.100}: it must have the 30 columns of '
+                        'data/README.md and Image.')
 
 
 def check_enough(faces, eval_size, fname):
@@ -409,8 +411,8 @@ def look_up(predictions, fname, ftest, largest=LARGEST):
     for found, name, where in ((rows, 'ImageId', ftest), (columns, 'FeatureName', 'the nets')):
         if (found < 0).any():
             row = (found < 0).argmax()
-            raise FileError('{}, line {}, column {}: {:.100} is not in {}.'.format(
-                fname, row + 2, name, _shown(table[name][row]), where))
+            raise FileError(f'{fname}, line {row + 2}, column {name}: '
+                            f'{_shown(table[name][row]):.100} is not in {where}.')
     return pd.DataFrame({'RowId': row_id, 'Location': predictions.values[rows, columns]})
 
 

@@ -99,8 +99,8 @@ def prepare(data):
 
 def note(what, when, net, outputs):
     with open(log('.'), 'a') as f:
-        f.write('{} {:.6f} {} {} {}\n'.format(
-            what, when, net.output_num_units, len(net.train_history_) + 1, len(outputs)))
+        f.write(f'{what} {when:.6f} {net.output_num_units} {len(net.train_history_) + 1} '
+                f'{len(outputs)}\n')
 
 
 def batches():

@@ -188,7 +188,7 @@ def prepare(outputs):
     steps = stepwise.Steps(os.path.abspath("steps"))
     return (stepwise.net(outputs, steps), *stepwise.data(outputs), {})
 
-trainings = [Training(str(n), "net-{}.npz".format(n), lambda n=n: prepare(n)) for n in (1, 2)]
+trainings = [Training(str(n), f"net-{n}.npz", lambda n=n: prepare(n)) for n in (1, 2)]
 for training in side_by_side(trainings, 2, verbose=0):
     net = training.fit()
     assert training.checkpoint.finished and len(net.train_history_) == 4
@@ -199,6 +199,6 @@ print(type(net.train_iter_.fn).__name__, len(stepwise.steps("steps")))
 @needs_torch
 def test_trainings_side_by_side(tmp_path):
     path = os.pathsep.join([ROOT, HERE])
-    done = run(['-c', 'import os; os.chdir({!r})\n'.format(str(tmp_path)) + JOBS],
+    done = run(['-c', f'import os; os.chdir({str(tmp_path)!r})\n' + JOBS],
                THEANO_TODAY_TORCH='cpu', PYTHONPATH=path)
     assert done.returncode == 0 and done.stdout.endswith('Program 40\n'), done.stdout

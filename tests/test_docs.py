@@ -47,7 +47,7 @@ def test_slides_point_to_their_code(marker, least):
     for code, name, commands in rows:
         assert code in read(os.path.normpath(os.path.join('docs', name))), f'{code} is not in {name}'
         for command in re.findall(r'-m beyond\.experiments ([\w-]+)', commands):
-            function = 'def {}('.format(command.replace('-', '_'))
+            function = f'def {command.replace("-", "_")}('
             assert '@experiment\n' + function in experiments, command
 
 

@@ -97,10 +97,10 @@ def content(thing, path='', found=None):
     elif isinstance(thing, dict):
         for key, value in thing.items():
             if key not in ('dur', 'printed'):
-                content(value, '{}[{!r}]'.format(path, key), found)
+                content(value, f'{path}[{key!r}]', found)
     elif isinstance(thing, (list, tuple)):
         for number, value in enumerate(thing):
-            content(value, '{}[{}]'.format(path, number), found)
+            content(value, f'{path}[{number}]', found)
     elif isinstance(thing, np.random.RandomState):
         content(thing.get_state(), path, found)
     elif hasattr(thing, 'get_value'):
@@ -110,7 +110,7 @@ def content(thing, path='', found=None):
     elif type(thing).__name__ == 'method':
         content(thing.__self__, path + '.' + thing.__name__, found)
     else:
-        content(vars(thing), '{}.{}'.format(path, type(thing).__name__), found)
+        content(vars(thing), f'{path}.{type(thing).__name__}', found)
     return found
 
 
@@ -131,7 +131,7 @@ def test_two_at_a_time_lead_to_the_bits_of_one(work, monkeypatch, capfd):
     assert found[0] == found[1]
     assert 'since the start' not in printed[0]
     for name in 'specialist-1', 'specialist-2':
-        assert len(list(work.glob('tensorboard/{}/*/*events*'.format(name)))) == 2, 'one each'
+        assert len(list(work.glob(f'tensorboard/{name}/*/*events*'))) == 2, 'one each'
     table = printed[1][printed[1].rindex('since the start'):]
     for cells in (['specialist 1 (nose_tip_x ...)', '5 of 5', 'finished'],
                   ['specialist 2 (left_eyebrow_inner_end_x ...)', '20 of 20', 'finished']):
@@ -188,7 +188,7 @@ def wait_for(condition, seconds=200):
 
 def is_there(pid):
     try:
-        with open('/proc/{}/stat'.format(pid)) as f:
+        with open(f'/proc/{pid}/stat') as f:
             return f.read().rpartition(')')[2].split()[0] != 'Z'
     except FileNotFoundError:
         return False

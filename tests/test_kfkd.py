@@ -334,7 +334,7 @@ def test_net_is_the_decks():
     net.initialize_layers()
     assert sum(p.get_value(borrow=True).size for p in net.get_all_params()) == 16561502
     assert net.layers_['pool3'].output_shape == (None, 128, 11, 11)
-    assert [net.layers_['dropout%d' % i].p for i in (1, 2, 3, 4)] == [0.1, 0.2, 0.3, 0.5]
+    assert [net.layers_[f'dropout{i}'].p for i in (1, 2, 3, 4)] == [0.1, 0.2, 0.3, 0.5]
     assert net.max_epochs == 3000 and net.batch_iterator_train.batch_size == 128
     np.testing.assert_allclose(net.update_learning_rate.get_value(), 0.03)
     np.testing.assert_allclose(net.update_momentum.get_value(), 0.9)
@@ -473,8 +473,8 @@ def test_each_handler_stands_alone(files, small_net, monkeypatch, capsys, kept):
     net = kfkd.load_nets('net.pickle')
     losses = [info['valid_loss'] for info in net.train_history_]
     assert len(losses) == 3
-    assert 'Best validation RMSE: {:.3f} pixels, at epoch {}.'.format(
-        48 * np.sqrt(min(losses)), 1 + np.argmin(losses)) in capsys.readouterr().out
+    best, epoch = 48 * np.sqrt(min(losses)), 1 + np.argmin(losses)
+    assert f'Best validation RMSE: {best:.3f} pixels, at epoch {epoch}.' in capsys.readouterr().out
     X, y = kfkd.load2d()
     _, X_valid, _, y_valid = net.train_split(X, y, net)
     loss = np.mean((net.predict(X_valid) - y_valid) ** 2)
@@ -505,8 +505,8 @@ def test_training_without_validation(files, small_net, monkeypatch, capsys):
     net = kfkd.load_nets('net.pickle')
     assert len(net.train_history_) == 3, 'nothing tells that it should stop'
     printed = capsys.readouterr().out
-    assert 'Training RMSE: {:.3f} pixels, at epoch 3.'.format(
-        48 * np.sqrt(net.train_history_[-1]['train_loss'])) in printed
+    last = 48 * np.sqrt(net.train_history_[-1]['train_loss'])
+    assert f'Training RMSE: {last:.3f} pixels, at epoch 3.' in printed
     assert 'validation RMSE' not in printed
     X, y = kfkd.load2d()
     assert [len(part) for part in net.train_split(X, y, net)] == [8, 0, 8, 0]
@@ -595,7 +595,7 @@ def test_score_ignores_nothing_but_gaps(constant_nets, files, monkeypatch, capsy
     truth.to_csv('truth.csv', index=False)
     monkeypatch.setattr(kfkd, 'FTESTLABELS', 'truth.csv')
     kfkd.predict('nets.pickle')
-    assert 'Test RMSE: {:.3f} pixels'.format(np.sqrt((9 + 16 + 0) / 3)) in capsys.readouterr().out
+    assert f'Test RMSE: {np.sqrt((9 + 16 + 0) / 3):.3f} pixels' in capsys.readouterr().out
 
 
 def test_learning_curves_show_pixels(constant_nets, monkeypatch):

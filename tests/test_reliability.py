@@ -211,7 +211,7 @@ def test_a_training_that_another_process_is_at(runner, resumable):
         for argv in ['fit'], [], ['fit', '--fresh']:
             done = runner(resumable, *argv)
             assert done['status'] == 1 and done['batches'] == 0 and 'Traceback' not in done['printed']
-            assert 'kfkd.py: checkpoint-net.npz is in use by process {}. '.format(os.getpid()) in \
+            assert f'kfkd.py: checkpoint-net.npz is in use by process {os.getpid()}. ' in \
                 done['printed']
             assert files(resumable) == before
     with locked(str(resumable / 'checkpoint-specialist-2.npz')):  # which has none yet

@@ -36,7 +36,7 @@ def run(code, tmp_path, python=sys.executable, compiledir=None, **environment):
 def config(tmp_path, names, before='', **environment):
     """Return Theano's settings `names` after ``import theano_today``."""
     process = run(before + 'import theano_today, theano\n' + ''.join(
-        'print(repr(theano.config.{}))\n'.format(name) for name in names), tmp_path, **environment)
+        f'print(repr(theano.config.{name}))\n' for name in names), tmp_path, **environment)
     assert process.returncode == 0, process.stderr
     return [eval(line) for line in process.stdout.splitlines()]
 
@@ -165,7 +165,7 @@ def test_paths_with_spaces(tmp_path):
     folder.mkdir()
     # What pip installed, seen through a link with a space in its path.
     os.symlink(sysconfig.get_paths()['purelib'], str(folder / 'site'))
-    process = run('import sys; sys.path.insert(0, {!r})\n'.format(str(folder / 'site'))
+    process = run(f'import sys; sys.path.insert(0, {str(folder / "site")!r})\n'
                   + textwrap.dedent(PRODUCT) + 'print(theano.__file__)\n', tmp_path,
                   compiledir=folder / 'compiled here')
     assert process.stdout.splitlines()[0] == 'right', process.stderr
@@ -175,7 +175,7 @@ def test_paths_with_spaces(tmp_path):
 def test_two_programs_may_start_at_once(tmp_path):
     command = [sys.executable, '-c', textwrap.dedent(PRODUCT)]
     env = dict(os.environ, HOME=str(tmp_path), PYTHONPATH=ROOT,
-               THEANO_FLAGS='base_compiledir={}'.format(tmp_path / 'compiledir'))
+               THEANO_FLAGS=f'base_compiledir={tmp_path}/compiledir')
     programs = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE,
                                  stderr=subprocess.DEVNULL) for _ in range(2)]
     assert [program.communicate(timeout=600)[0] for program in programs] == [b'right\n'] * 2

@@ -135,7 +135,7 @@ class _Parameterized:
         def default_name(function, number, param):
             first = param.args[0] if param.args else None
             suffix = '_' + _to_safe_name(first) if isinstance(first, str) else ''
-            return '{}_{}{}'.format(function.__name__, number, suffix)
+            return f'{function.__name__}_{number}{suffix}'
 
         def decorate(function):
             namespace = inspect.currentframe().f_back.f_locals
@@ -156,7 +156,7 @@ def _raises(*exceptions):
                 function(*args)
             except exceptions:
                 return
-            raise AssertionError('{} did not raise {}'.format(function.__name__, exceptions))
+            raise AssertionError(f'{function.__name__} did not raise {exceptions}')
         test.__name__, test.__module__ = function.__name__, function.__module__
         return test
     return decorate
@@ -242,7 +242,7 @@ def find_tests(module):
             continue
         if inspect.isclass(thing) and (_is_test_case(thing) or _TEST.search(name)):
             if not issubclass(thing, BaseException):
-                tests += ['{}.{}'.format(name, method) for method in dir(thing)
+                tests += [f'{name}.{method}' for method in dir(thing)
                           if _TEST.search(method) and callable(getattr(thing, method))]
         elif inspect.isfunction(thing) and _TEST.search(name):
             tests.append(name)
@@ -330,7 +330,7 @@ def _short(error, module_name=None):
     fname = getattr(sys.modules.get(module_name), '__file__', None)
     frames = traceback.extract_tb(error.__traceback__)
     for frame in [frame for frame in frames if frame.filename == fname][-1:]:
-        text += ' ({}:{}: {})'.format(os.path.basename(fname), frame.lineno, frame.line)
+        text += f' ({os.path.basename(fname)}:{frame.lineno}: {frame.line})'
     return text
 
 
@@ -421,8 +421,9 @@ class Worker:
         self.errors.seek(0)
         lines = [line.strip() for line in self.errors if line.strip()]
         self.stop()
-        name = signal.Signals(-code).name if code < 0 else 'exit {}'.format(code)
-        return '{}: {}'.format(name, lines[-1][:300] if lines else '')
+        name = signal.Signals(-code).name if code < 0 else f'exit {code}'
+        last = lines[-1][:300] if lines else ''
+        return f'{name}: {last}'
 
 
 class Results:
@@ -444,8 +445,8 @@ class Results:
                 lines = f.read().split('\n')
             complete = [json.loads(line) for line in lines[:-1]]  # the last may be cut off
             if not complete or complete[0] != settings:
-                sys.exit('{} is of a run with other settings: {}. Delete it, or name another file '
-                         'with --output.'.format(self.part, complete[:1]))
+                sys.exit(f'{self.part} is of a run with other settings: {complete[:1]}. Delete it, '
+                         'or name another file with --output.')
             for entry in complete[1:]:
                 self.found[entry['configuration'], entry['test']] = entry
             with open(self.part, 'w') as f:
@@ -500,7 +501,7 @@ class Comparison:
             for worker in workers:
                 answer = worker.ask('find', name, SECONDS_TO_START)
                 if isinstance(answer, list):
-                    found.update(dict.fromkeys('{}:{}'.format(name, test) for test in answer))
+                    found.update(dict.fromkeys(f'{name}:{test}' for test in answer))
                 else:  # the module cannot be imported: one test, named after it
                     if isinstance(answer, str):
                         answer = 'failed', answer
@@ -617,7 +618,7 @@ def module_names(patterns):
             files = os.listdir(os.path.join(folder, *package.split('.')[1:]))
             for fname in sorted(files):
                 if re.fullmatch(r'test_\w+\.py', fname):
-                    yield '{}.{}'.format(package, fname[:-3])
+                    yield f'{package}.{fname[:-3]}'
         else:
             yield pattern
 
@@ -674,8 +675,7 @@ def main(arguments=None):
     results.finish()
     differences = comparison.differences(tests)
     print('\n'.join(comparison.summary(tests)))
-    print('\n{} tests end differently; all results are in {}'.format(
-        len(differences), results.path))
+    print(f'\n{len(differences)} tests end differently; all results are in {results.path}')
     for test in differences:
         print('\n'.join(comparison.describe(test)))
     return int(any(not comparison.explanation(test) for test in differences))

@@ -70,7 +70,7 @@ def default_flags():
         names = [kind + routine + '_' for kind in 'sd' for routine in _BLAS_ROUTINES]
         # Theano calls these two to give each OpenMP thread a single-threaded BLAS.
         names += ['openblas_set_num_threads', 'openblas_get_num_threads']
-        flags['gcc.cxxflags'] = ' '.join('-D{0}=scipy_{0}'.format(name) for name in names)
+        flags['gcc.cxxflags'] = ' '.join(f'-D{name}=scipy_{name}' for name in names)
     return flags
 
 
@@ -138,15 +138,15 @@ def _check_compiler():
         compiler = 'clang++' if sys.platform == 'darwin' else 'g++'
     if shutil.which(compiler) is None:
         raise SetupError(
-            'Theano needs the C++ compiler {} and cannot find it. Install it (Debian, Ubuntu: '
-            'apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install).'
-            .format(compiler))
+            f'Theano needs the C++ compiler {compiler} and cannot find it. Install it (Debian, '
+            'Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select '
+            '--install).')
     include = sysconfig.get_paths()['include']
     if not os.path.exists(os.path.join(include, 'Python.h')):
         raise SetupError(
-            'Theano compiles C++ code against the headers of Python, and Python.h is not in {}. '
-            'Install them (Debian, Ubuntu: apt-get install python3-dev; Fedora: dnf install '
-            'python3-devel).'.format(include))
+            'Theano compiles C++ code against the headers of Python, and Python.h is not in '
+            f'{include}. Install them (Debian, Ubuntu: apt-get install python3-dev; Fedora: dnf '
+            'install python3-devel).')
 
 
 def _gpu():
@@ -185,8 +185,8 @@ def _around_theano():
         if 'compiledir' not in str(error):
             raise
         raise SetupError(
-            '{} Theano keeps the modules it compiles there; to name another folder, set the '
-            'environment variable THEANO_FLAGS=base_compiledir=/a/folder.'.format(error)) from error
+            f'{error} Theano keeps the modules it compiles there; to name another folder, set the '
+            'environment variable THEANO_FLAGS=base_compiledir=/a/folder.') from error
     finally:
         os.environ['THEANO_FLAGS'] = flags
     global _flags_read
@@ -212,9 +212,9 @@ def _warn_of_late_flags(function_module):
             told.add(text)
             for name in _late_flags(text):
                 warnings.warn(
-                    'THEANO_FLAGS: {0} was set after theano_today had imported Theano, and does '
-                    'nothing. Set it before, or run the script with python -m theano_today.'
-                    .format(name), stacklevel=4)
+                    f'THEANO_FLAGS: {name} was set after theano_today had imported Theano, and '
+                    'does nothing. Set it before, or run the script with python -m theano_today.',
+                    stacklevel=4)
         return original(*args, **kwargs)
 
     function_module.orig_function = orig_function
@@ -239,7 +239,7 @@ def _late_flags(text):
         except Exception:  # not a value of this flag
             same = False
         if not same:
-            late.append('{}={}'.format(name, value))
+            late.append(f'{name}={value}')
     return late
 
 

@@ -39,8 +39,8 @@ def read(folder):
             folder, f'history-{os.path.basename(name)}.csv')) for name in content['nets']}
         _check(content)
     except FileNotFoundError as error:
-        raise RecordError('{} is no record of a run: {} is not there.'.format(
-            folder, os.path.basename(str(error.filename))))
+        missing = os.path.basename(str(error.filename))
+        raise RecordError(f'{folder} is no record of a run: {missing} is not there.')
     except (FileError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RecordError(f'{folder} is no record of a run: {one_line(error)}')
     return content
@@ -70,10 +70,10 @@ def _check(content):
         raise ValueError('command and columns are lists of texts.')
     for name, history in content['histories'].items():
         history[['epoch', 'train_loss', 'valid_loss']].astype(float)
-        if not 1 <= content['nets'][name]['best_epoch'] <= content['nets'][name]['epochs'] == len(
-                history):
-            raise ValueError('history-{}.csv has {} epochs, the record tells of {}.'.format(
-                name, len(history), content['nets'][name]['epochs']))
+        net = content['nets'][name]
+        if not 1 <= net['best_epoch'] <= net['epochs'] == len(history):
+            raise ValueError(f'history-{name}.csv has {len(history)} epochs, the record tells of '
+                             f'{net["epochs"]}.')
 
 
 def differences(records):
@@ -151,7 +151,7 @@ def compare(folders, fname, scale=1, unit=''):
         if table.empty:
             print(f'{title}: none.')
         else:
-            print('{}:\n{}'.format(title, table.fillna('-').to_string()))
+            print(f'{title}:\n{table.fillna("-").to_string()}')
         print()
     plot(records, scale, unit, fname)
 

@@ -52,10 +52,9 @@ class Faces:
             if sha256(fname) == known[os.path.basename(fname)]:
                 return fname
         if there:
-            raise FileError('The faces have changed since the run: the SHA-256 of {} is another.'
-                            .format(listed(there)))
-        raise FileError('The faces of the run are no longer there: no {}.'.format(
-            ' or '.join(tried)))
+            raise FileError('The faces have changed since the run: the SHA-256 of '
+                            f'{listed(there)} is another.')
+        raise FileError(f'The faces of the run are no longer there: no {" or ".join(tried)}.')
 
     def load(self, columns):
         """Return X and y of the faces that have all these columns, in the order of the training.
@@ -130,8 +129,8 @@ class Net:
         except FileError as error:
             self.why = str(error)
         except Exception as error:  # a net from a file: its attributes may be anything
-            self.why = 'The net cannot be used ({}: {}).'.format(
-                type(error).__name__, str(error).strip().split('\n')[0][:200])
+            said = str(error).strip().split('\n')[0][:200]
+            self.why = f'The net cannot be used ({type(error).__name__}: {said}).'
 
 
 class Validation:

@@ -101,7 +101,7 @@ def kept(load, *fnames, own):
     state = os.stat(fname)
     key = os.path.abspath(fname), state.st_ino, state.st_mtime_ns, state.st_size
     if key not in _kept:
-        why = ': there is no {} here'.format(' or '.join(fnames)) if fname == own else ''
+        why = f': there is no {" or ".join(fnames)} here' if fname == own else ''
         print(f'Taking the nets of {os.path.relpath(fname)}{why}.')
         nets = by_columns(load(fname), fname)
         _kept.clear()
@@ -157,8 +157,9 @@ def usable(fname):
     try:
         yield
     except Exception as error:  # a net's attributes may be anything
-        raise FileError('{} holds a net that cannot be used ({}: {}).'.format(
-            fname, type(error).__name__, str(error).strip().split('\n')[0][:200])) from error
+        said = str(error).strip().split('\n')[0][:200]
+        raise FileError(f'{fname} holds a net that cannot be used ({type(error).__name__}: '
+                        f'{said}).') from error
 
 
 def check_answers(answers, X, cols):

@@ -68,8 +68,8 @@ class Record:
 
     def __enter__(self):
         if self.root is not None and os.path.lexists(self.root) and not os.path.isdir(self.root):
-            raise FileError('{} is a file: the records of runs need a folder of that name.'.format(
-                self.root))  # now, not after the training
+            # Now, not after the training.
+            raise FileError(f'{self.root} is a file: the records of runs need a folder of that name.')
         if self.root is not None:
             _open.append(self)
         return self
@@ -145,8 +145,7 @@ class Record:
     def _make_folder(self):
         if self.folder:
             return
-        path = os.path.join(self.root, '{}-{}'.format(
-            datetime.now().strftime('%Y-%m-%d-%H%M%S'), self.name))
+        path = os.path.join(self.root, f'{datetime.now():%Y-%m-%d-%H%M%S}-{self.name}')
         for number in range(1, 1000):
             folder = path if number == 1 else f'{path}-{number}'
             try:
@@ -178,8 +177,7 @@ class Record:
                 try:
                     shutil.copy2(fname, copy)
                 except OSError as error:
-                    raise FileError('{} cannot be written: {}.'.format(
-                        copy, error.strerror or error)) from error
+                    raise FileError(f'{copy} cannot be written: {error.strerror or error}.') from error
 
 
 _open = []  # the records that are open: that of the run

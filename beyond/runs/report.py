@@ -187,7 +187,7 @@ def experiment_of(folder):
 def data(record, faces):
     """Rows and fingerprints of the files, and how many faces have each keypoint."""
     shown = SimpleNamespace(why=None, files=[
-        (name, '{:,}'.format(content['rows']), code(content['sha256']))
+        (name, f'{content["rows"]:,}', code(content['sha256']))
         for name, content in record['data'].items()])
     if faces.table is None:
         shown.why = faces.why
@@ -398,10 +398,10 @@ def submission(record, folder):
             raise ValueError('not all of its locations are numbers')
         shown['rmse'], guess = test_errors(record)
         shown['rows'] = [
-            ('File', shown['file']), ('Rows', '{:,}'.format(len(places))),
-            ('Smallest, median, largest location', '{:.2f}, {:.2f}, {:.2f} px'.format(
-                places.min(), places.median(), places.max())),
-            ('At the edge of the image (0 or 96)', '{:,}'.format(places.isin([0, 96]).sum()))]
+            ('File', shown['file']), ('Rows', f'{len(places):,}'),
+            ('Smallest, median, largest location',
+             f'{places.min():.2f}, {places.median():.2f}, {places.max():.2f} px'),
+            ('At the edge of the image (0 or 96)', f'{places.isin([0, 96]).sum():,}')]
         for error, title in ((shown['rmse'], 'RMSE on the test faces'),
                              (guess, 'RMSE of guessing the mean')):
             if error is not None:

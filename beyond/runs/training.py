@@ -52,8 +52,8 @@ class Training(parallel.Training):
 
     def __init__(self, name, columns, constants, prepare=None, pretrained=None):
         self.name, self.columns, self.constants = name, tuple(columns), constants
-        title = '{} ({}{})'.format(
-            name.replace('-', ' '), columns[0], ' ...' if len(columns) > 1 else '')
+        more = ' ...' if len(columns) > 1 else ''
+        title = f'{name.replace("-", " ")} ({columns[0]}{more})'
         super().__init__(
             title, constants.FCHECKPOINT.format(name=name), lambda: self._with_settings(*prepare()),
             60 * constants.CHECKPOINT_MINUTES, pretrained,
@@ -88,10 +88,10 @@ class Training(parallel.Training):
         if self.error is not None:
             raise self._elsewhere(net)
         if np.isnan(y).any() and net.objective_loss_function.__module__ == objectives.__name__:
-            raise FileError('GAPS = True leaves gaps in the labels, and {} does not know what they '
-                            'are: set the net\'s objective_loss_function to '
-                            'mean_squared_error_of_known (beyond.augmentation).'.format(
-                                net.objective_loss_function.__name__))
+            loss = net.objective_loss_function.__name__
+            raise FileError(f'GAPS = True leaves gaps in the labels, and {loss} does not know what '
+                            'they are: set the net\'s objective_loss_function to '
+                            'mean_squared_error_of_known (beyond.augmentation).')
         try:
             with Checkpoint(self.fname, net, self.settings(X, y), self.every,
                             self.fresh) as checkpoint, self.around(net):
@@ -140,9 +140,9 @@ class Training(parallel.Training):
         if isinstance(error, Diverged):
             error = FileError(f'{error}. {self.why_diverged(net)}')
         if isinstance(error, (FileError, MemoryError, OSError)):
-            error = FileError('{}: {} What the other specialists have learned is kept: the same '
-                              'command goes on from there.'.format(
-                                  self.title, (str(error) or repr(error)).rstrip('.') + '.'))
+            said = (str(error) or repr(error)).rstrip('.')
+            error = FileError(f'{self.title}: {said}. What the other specialists have learned is '
+                              'kept: the same command goes on from there.')
         return error
 
     def why_diverged(self, net):
@@ -150,8 +150,9 @@ class Training(parallel.Training):
         cell = tables.farthest_cell(self.constants.FTRAIN)
         if cell:
             return f'Most likely the cause is {cell}. Mend or remove that row.'
-        return ('Most likely the learning rate, now {:g}, is too high: lower LEARNING_RATE, {}.'
-                .format(float(net.update_learning_rate.get_value()), self.constants.LEARNING_RATE))
+        rate = float(net.update_learning_rate.get_value())
+        return (f'Most likely the learning rate, now {rate:g}, is too high: lower LEARNING_RATE, '
+                f'{self.constants.LEARNING_RATE}.')
 
 
 def best_error(history):
@@ -159,8 +160,7 @@ def best_error(history):
     validated = [row for row in history if np.isfinite(row['valid_loss'])]
     best = min(validated or history[-1:], key=lambda row: row['valid_loss'])
     kind, loss = ('Best validation', 'valid_loss') if validated else ('Training', 'train_loss')
-    return '{} RMSE: {:.3f} {}, at epoch {}.'.format(
-        kind, SCALE * np.sqrt(best[loss]), UNIT, best['epoch'])
+    return f'{kind} RMSE: {SCALE * np.sqrt(best[loss]):.3f} {UNIT}, at epoch {best["epoch"]}.'
 
 
 def check_jobs(jobs):

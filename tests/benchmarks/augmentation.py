@@ -139,22 +139,22 @@ def main():
         matrices = affine_matrices(**iterator.draw(len(X)))
         few = slice(0, 24)
         truth, inside = reference(X[few], matrices[few])
-        print("preset '{}', OpenCV {} with {} threads".format(
-            preset, cv2.__version__, cv2.getNumThreads()))
+        print(f"preset '{preset}', OpenCV {cv2.__version__} with {cv2.getNumThreads()} threads")
         print('{:28}{:>10}{:>10}'.format('', 'us/face', 'error'))
         for name, method in METHODS.items():
             try:
                 warped = method(X, matrices)
             except ImportError:
-                print('{:28} not installed'.format(name))
+                print(f'{name:28} not installed')
                 continue
             error = 255 * np.sqrt(np.mean((warped[few] - truth)[inside] ** 2))
-            print('{:28}{:10.0f}{:10.2f}'.format(name, timed(
-                lambda: method(X, matrices), options.rounds) / len(X) * 1e6, error))
+            seconds = timed(lambda: method(X, matrices), options.rounds)
+            print(f'{name:28}{seconds / len(X) * 1e6:10.0f}{error:10.2f}')
         for outside in 'resample', 'nan':
             iterator.outside = outside
-            print('{:28}{:10.0f}'.format("transform, outside='{}'".format(outside), timed(
-                lambda: iterator.transform(X[:128], y[:128]), options.rounds) / 128 * 1e6))
+            seconds = timed(lambda: iterator.transform(X[:128], y[:128]), options.rounds)
+            title = f"transform, outside='{outside}'"
+            print(f'{title:28}{seconds / 128 * 1e6:10.0f}')
         print()
 
 

@@ -319,9 +319,8 @@ def ceilings():
 
 def describe(report):
     import torch
-    report('Python {}, NumPy {}, PyTorch {}, CUDA {}, cuDNN {}'.format(
-        sys.version.split()[0], np.__version__, torch.__version__, torch.version.cuda,
-        torch.backends.cudnn.version()))
+    report(f'Python {sys.version.split()[0]}, NumPy {np.__version__}, PyTorch {torch.__version__}, '
+           f'CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}')
     for package in ('triton', 'theano', 'lasagne', 'nolearn'):
         try:
             from importlib.metadata import version
@@ -413,18 +412,17 @@ def table(report, options, contenders, tflops, bandwidth):
     # Each step reads weights, gradients and momentum and writes weights and momentum.
     moved = 1e-9 * 5 * 4 * PARAMETERS * steps
     floor = max(flops / tflops, moved / bandwidth)
-    report('deck\'s net, {} rows ({} for validation), batches of {}, {} epochs in one go; {:.1f} '
-           'TFLOP/s, {:.0f} GB/s; an epoch: {:.2f} TFLOP, {:.1f} GB, floor {:.1f} ms'.format(
-               options.rows, valid, BATCH_SIZE, options.epochs, tflops, bandwidth, flops, moved,
-               1e3 * floor))
+    report(f'deck\'s net, {options.rows} rows ({valid} for validation), batches of {BATCH_SIZE}, '
+           f'{options.epochs} epochs in one go; {tflops:.1f} TFLOP/s, {bandwidth:.0f} GB/s; an epoch: '
+           f'{flops:.2f} TFLOP, {moved:.1f} GB, floor {1e3 * floor:.1f} ms')
     report('{:18}{:>10}{:>10}{:>11}{:>15}{:>10}{:>10}'.format(
         '', 'epoch ms', 'best', 'ms a step', '3000 epochs s', 'start s', 'of floor'))
     medians = {}
     for contender in contenders:
         medians[contender.name] = median = float(np.median(contender.epochs))
-        report('{:18}{:10.1f}{:10.1f}{:11.2f}{:15.0f}{:10.1f}{:9.0%}'.format(
-            contender.name, 1e3 * median, 1e3 * min(contender.epochs), 1e3 * median / steps,
-            3000 * median, contender.start, floor / median))
+        report(f'{contender.name:18}{1e3 * median:10.1f}{1e3 * min(contender.epochs):10.1f}'
+               f'{1e3 * median / steps:11.2f}{3000 * median:15.0f}{contender.start:10.1f}'
+               f'{floor / median:9.0%}')
     ours = [name for name in medians if name in OURS]
     theirs = [name for name in medians if name not in OURS]
     if ours and theirs:

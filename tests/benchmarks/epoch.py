@@ -241,14 +241,14 @@ class Contender:
         self.run()
         self.start = time.time() - start
         self.epochs.clear()
-        progress('{}: first epoch after {:.0f} s'.format(name, self.start))
+        progress(f'{name}: first epoch after {self.start:.0f} s')
 
     def run(self):
         self.process.stdin.write('epoch\n')
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError('{} has stopped, see above'.format(self.name))
+            raise RuntimeError(f'{self.name} has stopped, see above')
         self.epochs.append(json.loads(line))
 
     def median(self, what):
@@ -281,7 +281,7 @@ def available(name, options):
         return True
     found = subprocess.call([options.torch_python, '-c', 'import torch'], stderr=subprocess.DEVNULL) == 0
     if not found:
-        print('torch: left out, {} cannot import it (see --torch-python)'.format(options.torch_python))
+        print(f'torch: left out, {options.torch_python} cannot import it (see --torch-python)')
     return found
 
 
@@ -306,7 +306,7 @@ def main():
     for _ in range(options.rounds):
         for contender in contenders:
             contender.run()
-            progress('{0.name}: {1:.2f} s'.format(contender, contender.epochs[-1]['loop']))
+            progress(f'{contender.name}: {contender.epochs[-1]["loop"]:.2f} s')
         rates.append(sgemm_rate(options.threads))
     for contender in contenders:
         contender.close()
@@ -314,10 +314,10 @@ def main():
     valid = options.rows // 5
     arithmetic = 2e-9 * MULTIPLICATIONS[options.net] * (3 * (options.rows - valid) + valid)
     at_peak = arithmetic / max(rates)
-    print('{} net, {} rows ({} for validation), {} threads, {} rounds'.format(
-        options.net, options.rows, valid, options.threads, options.rounds))
-    print('sgemm: best {:.0f} GFLOP/s, median {:.0f}; {:.0f} GFLOP an epoch take {:.2f} s at best'.format(
-        max(rates), np.median(rates), arithmetic, at_peak))
+    print(f'{options.net} net, {options.rows} rows ({valid} for validation), {options.threads} '
+          f'threads, {options.rounds} rounds')
+    print(f'sgemm: best {max(rates):.0f} GFLOP/s, median {np.median(rates):.0f}; '
+          f'{arithmetic:.0f} GFLOP an epoch take {at_peak:.2f} s at best')
     print('{:10}{:>8}{:>8}{:>8}{:>8}{:>10}{:>10}{:>12}'.format(
         '', 'dur s', 'best', 'loop s', 'start s', 'memory GB', '/ engine', 'of the peak'))
     for contender in contenders:

@@ -78,8 +78,8 @@ def main():
         for _ in range(args.rounds):
             for jobs in 1, args.jobs:
                 seconds, peak = measure(data, jobs, args.samples)
-                print('JOBS = {}: {:6.1f} s, {:.2f} GB, load {:.1f}'.format(
-                    jobs, seconds, peak / 1e9, os.getloadavg()[0]), flush=True)
+                print(f'JOBS = {jobs}: {seconds:6.1f} s, {peak / 1e9:.2f} GB, load '
+                      f'{os.getloadavg()[0]:.1f}', flush=True)
 
 
 if __name__ == '__main__':

@@ -48,15 +48,15 @@ def main():
         for _ in range(options.steps):
             steps.append(timed(lambda: net.train_iter_(X, y)))
         samples.append([timed(lambda: monitor.on_batch_finished(net, [])) for monitor in monitors])
-        print('round {}: step {:.0f} ms, samples {} ms'.format(
-            len(samples) - 1, 1e3 * steps[-1], ', '.join(
-                '{:.0f}'.format(1e3 * sample) for sample in samples[-1])), file=sys.stderr)
+        taken = ', '.join(f'{1e3 * sample:.0f}' for sample in samples[-1])
+        print(f'round {len(samples) - 1}: step {1e3 * steps[-1]:.0f} ms, samples {taken} ms',
+              file=sys.stderr)
     step = np.median(steps[options.steps:])
     medians = np.median(samples[1:], axis=0)
-    print('a training step of {} faces: {:.0f} ms'.format(size, 1e3 * step))
+    print(f'a training step of {size} faces: {1e3 * step:.0f} ms')
     for monitor, median in zip(monitors, medians):
-        print('{:18} {:5.0f} ms a sample, {:.2%} of the training at every={}'.format(
-            type(monitor).__name__, 1e3 * median, median / (every * step), every))
+        print(f'{type(monitor).__name__:18} {1e3 * median:5.0f} ms a sample, '
+              f'{median / (every * step):.2%} of the training at every={every}')
     print('{:18} {:5.0f} ms a sample, {:.2%} of the training'.format(
         'all three', 1e3 * medians.sum(), medians.sum() / (every * step)))
 

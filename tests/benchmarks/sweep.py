@@ -104,7 +104,7 @@ def draw_arrays(kind, random):
     while True:
         if kind.startswith('dot'):
             m, k, n = [1 if random.rand() < .15 else logarithmic(random, 1, 4096) for _ in range(3)]
-            work, shapes, label = m * k * n, [(m, k), (k, n)], '{} x {} times {} x {}'.format(m, k, k, n)
+            work, shapes, label = m * k * n, [(m, k), (k, n)], f'{m} x {k} times {k} x {n}'
             size = max(m * k, k * n, m * n)
         else:
             batch, channels, filters = [logarithmic(random, 1, high) for high in (512, 1024, 1024)]
@@ -120,8 +120,8 @@ def draw_arrays(kind, random):
             size = batch * max(channels * side ** 2, filters * out ** 2)
             shapes = [(batch, channels, side, side), (filters, channels, kernel, kernel), (filters,),
                       (batch, filters, pooled, pooled)]
-            label = 'batch {} of {} x {} x {}, {} filters {} x {}'.format(
-                batch, channels, side, side, filters, kernel, kernel)
+            label = (f'batch {batch} of {channels} x {side} x {side}, '
+                     f'{filters} filters {kernel} x {kernel}')
         if work < 4e9 and size < 3e7:
             return [random.standard_normal(s).astype(np.float32) for s in shapes], label
 
@@ -151,8 +151,8 @@ def time_shapes(kind, args):
         ours, stock = min(times[0]), min(times[1])
         ratios.append(ours / stock)
         if args.verbose or ours / stock > args.limit:
-            print('{:6.2f} times stock: {:9.3f} ms, stock {:9.3f} ms   {} {}'.format(
-                ours / stock, 1e3 * ours, 1e3 * stock, kind, label), flush=True)
+            print(f'{ours / stock:6.2f} times stock: {1e3 * ours:9.3f} ms, stock {1e3 * stock:9.3f} ms'
+                  f'   {kind} {label}', flush=True)
     return ratios
 
 
@@ -239,11 +239,11 @@ def main():
     slow = 0
     for kind in args.kinds:
         ratios = np.array(time_shapes(kind, args))
-        slow += (ratios > args.limit).sum()
-        print('{}: {} shapes, engine / stock least {:.2f}, median {:.2f}, 90 % {:.2f}, most {:.2f}; '
-              '{} above {}'.format(kind, len(ratios), ratios.min(), np.median(ratios),
-                                   np.percentile(ratios, 90), ratios.max(),
-                                   (ratios > args.limit).sum(), args.limit), flush=True)
+        above = (ratios > args.limit).sum()
+        slow += above
+        print(f'{kind}: {len(ratios)} shapes, engine / stock least {ratios.min():.2f}, '
+              f'median {np.median(ratios):.2f}, 90 % {np.percentile(ratios, 90):.2f}, '
+              f'most {ratios.max():.2f}; {above} above {args.limit}', flush=True)
     raise SystemExit(int(slow > 0))
 
 

@@ -27,7 +27,7 @@ def test_converged():
     assert found.state == 'converged' and not found.jitters
     # exp(-e/20) is 1 % of what is left at epoch 92
     assert 80 <= found.since <= 105
-    assert 'since epoch {} of 200'.format(found.since) in str(found)
+    assert f'since epoch {found.since} of 200' in str(found)
 
 
 def test_still_falling():
@@ -45,7 +45,7 @@ def test_overfitting_since(turn):
     assert abs(found.since - turn) <= 12
     end = ((np.arange(181, 201) - turn) / 100.) ** 2
     assert found.rise == pytest.approx(end.mean(), rel=.1)
-    assert 'Overfitting since epoch {} of 200'.format(found.since) in str(found)
+    assert f'Overfitting since epoch {found.since} of 200' in str(found)
 
 
 def test_no_rise_before_the_lowest():

@@ -116,7 +116,7 @@ def test_settings_of_layers(digits):
     assert nested.get_params()['seedednet__dropout_p'] == .4
     assert nested.get_params()['seedednet'].dropout_p == .4
     for name in 'learning_rate', 'hiden_num_units', 'dropout':
-        with pytest.raises(ValueError, match='Invalid parameter .*{}.*dropout_'.format(name)):
+        with pytest.raises(ValueError, match=f'Invalid parameter .*{name}.*dropout_'):
             net().set_params(**{name: 1})
     unnamed = NeuralNet([(layers.InputLayer, {'shape': (None, 4)}),
                          (layers.DenseLayer, {'num_units': 2}),
@@ -225,7 +225,7 @@ def test_a_search_finds_what_a_loop_finds(searched, halves):
             scores.setdefault(tuple(params.items()), []).append(model.score(X[test], y[test]))
     results = searched.cv_results_
     for params, *found in zip(results['params'], *(
-            results['split{}_test_score'.format(number)] for number in range(2))):
+            results[f'split{number}_test_score'] for number in range(2))):
         assert found == scores[tuple(params.items())]
     best = max(scores, key=lambda params: np.mean(scores[params]))
     assert searched.best_params_ == dict(best)

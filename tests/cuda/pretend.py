@@ -26,7 +26,7 @@ class NothingCrosses(TorchDispatchMode):
         results = function(*args, **(kwargs or {}))
         for tensor in torch.utils._pytree.tree_leaves((args, kwargs, results)):
             if isinstance(tensor, torch.Tensor) and tensor.device != GPU:
-                raise AssertionError('{} has a tensor on {}'.format(function, tensor.device))
+                raise AssertionError(f'{function} has a tensor on {tensor.device}')
         return results
 
 

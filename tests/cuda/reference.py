@@ -147,8 +147,7 @@ def check_against_c(most=60):
                     try:
                         assert_close(np.asarray(ours), np.asarray(theirs), **sample.tolerance)
                     except AssertionError as error:
-                        raise AssertionError('{}{}: {}'.format(
-                            sample.node, sample.values, error)) from None
+                        raise AssertionError(f'{sample.node}{sample.values}: {error}') from None
     finally:
         theano.config.gcc.cxxflags = flags
     return compared

@@ -127,7 +127,7 @@ def test_a_worker_that_somebody_kills_is_replaced():
 
 
 def test_sample_is_the_same_whatever_else_there_is():
-    tests = ['module:test_{}'.format(i) for i in range(50)]
+    tests = [f'module:test_{i}' for i in range(50)]
     chosen = theano_suite.sample(tests, 10)
     assert len(chosen) == 10 and set(chosen) < set(tests)
     others = [test for test in tests if test not in chosen]

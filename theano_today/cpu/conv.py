@@ -136,8 +136,8 @@ class _Conv(NativeOp):
         for variable, ndim in zip(inputs, (4, 4, 1, 4)):
             if variable.dtype != 'float32' or variable.ndim != ndim:
                 raise TypeError(
-                    '{} needs float32 tensors of 4, 4, 1 and 4 dimensions, not {}'.format(
-                        type(self).__name__, [i.type for i in inputs]))
+                    f'{type(self).__name__} needs float32 tensors of 4, 4, 1 and 4 dimensions, not '
+                    f'{[i.type for i in inputs]}')
         return inputs
 
     def _out_type(self, x, W):

@@ -179,8 +179,8 @@ class MatMulUpdate(_Product):
         rule_node = self._rule_node()
         code = self.rule.c_code(
             rule_node, name + '_rule',
-            ['g'] + ['x{}'.format(i) for i in matrices] + ['s{}'.format(i) for i in scalars],
-            ['y{}'.format(i) for i in outputs], {'fail': ''})
+            ['g'] + [f'x{i}' for i in matrices] + [f's{i}' for i in scalars],
+            [f'y{i}' for i in outputs], {'fail': ''})
 
         def each(template, indices):
             return ' '.join(template.format(i) for i in indices)
@@ -230,7 +230,7 @@ class MatMulUpdate(_Product):
             each(' float* o{0} = out{0} + i * ld{0} + j * step{0};'
                  ' const ptrdiff_t d{0} = UNIT_STRIDES ? 1 : step{0};', outputs),
             loads=each('const float x{0} = p{0}[q * c{0}];', matrices),
-            results=', '.join('y{}'.format(i) for i in outputs),
+            results=', '.join(f'y{i}' for i in outputs),
             stores=each('o{0}[q * d{0}] = y{0};', outputs))
 
     def c_code(self, node, name, inputs, outputs, sub):
@@ -369,7 +369,7 @@ def _is_rule(node):
 
 def _has_c_code(rule):
     """Whether all parts of a rule can be compiled: a few, such as erfinv, exist in Python only."""
-    inputs, outputs = [['{}{}'.format(name, i) for i in range(n)] for name, n in
+    inputs, outputs = [[f'{name}{i}' for i in range(n)] for name, n in
                        (('x', rule.nin), ('y', rule.nout))]
     try:
         rule.c_code(rule.make_node(*[t() for t in rule.inputs_type]), 'rule', inputs, outputs, {'fail': ''})

@@ -31,9 +31,9 @@ class MRGUniform(NativeOp, mrg_uniform):
 
     def c_support_code(self):
         return '\n'.join("""
-        static void cpu_rng_mrg_uniform_npy_{0}(PyArrayObject* sample, PyArrayObject* state,
+        static void cpu_rng_mrg_uniform_npy_{}(PyArrayObject* sample, PyArrayObject* state,
                                                 npy_int64 n, int streams) {{
-            {1}
+            {}
         }}""".format(dtype, code) for dtype, code in (
             ('float32', 'kernels::draw_uniform((int32_t*)PyArray_DATA(state), streams, n, '
                         '(float*)PyArray_DATA(sample));'),

@@ -43,7 +43,7 @@ class NativeOp(gof.Op):
     def c_headers(self):
         # Where there can be no library, its source becomes a part of each module.
         files = self.headers if libraries.supported() else self.headers + (self.kernels + '.cpp',)
-        return ['"{}"'.format(name) for name in files]
+        return [f'"{name}"' for name in files]
 
     def c_compile_args(self):
         return list(self._options())
@@ -62,7 +62,7 @@ class NativeOp(gof.Op):
         return (int(libraries.digest(files), 16),)
 
     def __str__(self):
-        props = ', '.join('{}={}'.format(name, getattr(self, name)) for name in self.__props__)
+        props = ', '.join(f'{name}={getattr(self, name)}' for name in self.__props__)
         return type(self).__name__ + ('{' + props + '}' if props else '')
 
 

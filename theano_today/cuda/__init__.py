@@ -69,30 +69,30 @@ def torch_device(flag):
     from .. import SetupError
     match = re.fullmatch(r'(?:cuda|gpu)(\d*)', flag)
     if not match:
-        raise SetupError('device={}: write cuda, or cuda0, cuda1, ... for one of several GPUs.'
-                         .format(flag))
+        raise SetupError(
+            f'device={flag}: write cuda, or cuda0, cuda1, ... for one of several GPUs.')
     try:
         import torch
     except ImportError as error:
-        raise SetupError('device={} needs PyTorch, which cannot be imported ({}). Run: {}'.format(
-            flag, error, INSTALL)) from error
+        raise SetupError(f'device={flag} needs PyTorch, which cannot be imported ({error}). '
+                         f'Run: {INSTALL}') from error
     stand_in = os.environ.get('THEANO_TODAY_TORCH', '')
     if stand_in == 'cpu':
         return 'cpu'
     if stand_in:
-        raise SetupError('THEANO_TODAY_TORCH={}: the only value is cpu.'.format(stand_in))
+        raise SetupError(f'THEANO_TODAY_TORCH={stand_in}: the only value is cpu.')
     if not torch.cuda.is_available():
-        why = 'this PyTorch ({}) is built without CUDA'.format(torch.__version__) \
+        why = f'this PyTorch ({torch.__version__}) is built without CUDA' \
             if torch.version.cuda is None else \
-            'PyTorch {} finds no NVIDIA GPU with a driver for CUDA {}'.format(
-                torch.__version__, torch.version.cuda)
-        raise SetupError('device={}: {}. Run nvidia-smi to see GPU and driver, and: {}. Without a '
-                         'GPU leave the flag device out.'.format(flag, why, INSTALL))
+            f'PyTorch {torch.__version__} finds no NVIDIA GPU with a driver for CUDA ' \
+            f'{torch.version.cuda}'
+        raise SetupError(f'device={flag}: {why}. Run nvidia-smi to see GPU and driver, and: '
+                         f'{INSTALL}. Without a GPU leave the flag device out.')
     index = int(match.group(1) or 0)
     if index >= torch.cuda.device_count():
-        raise SetupError('device={}: there are {} GPUs, counted from cuda0.'.format(
-            flag, torch.cuda.device_count()))
-    return 'cuda:{}'.format(index)
+        raise SetupError(
+            f'device={flag}: there are {torch.cuda.device_count()} GPUs, counted from cuda0.')
+    return f'cuda:{index}'
 
 
 def install(name):

@@ -82,7 +82,7 @@ def convert(node):
             host = found.host(node) if callable(found.host) else found.host
             indices = found.indices(node) if callable(found.indices) else found.indices
             return found._replace(host={i % len(node.inputs) for i in host}, indices=indices)
-    raise Unsupported('the Op {}'.format(node.op))
+    raise Unsupported(f'the Op {node.op}')
 
 
 _holders = []  # lists that keep each table used meanwhile
@@ -130,7 +130,7 @@ def torch_dtype(name):
     try:
         return _DTYPES[name]
     except KeyError:
-        raise Unsupported('the dtype {}'.format(name)) from None
+        raise Unsupported(f'the dtype {name}') from None
 
 
 _device = None

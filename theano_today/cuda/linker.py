@@ -60,7 +60,7 @@ class TorchLinker(link.Linker):
         linker.fgraph, linker.order = fgraph, self.schedule(fgraph)
         for variable in fgraph.inputs:
             if not isinstance(variable.type, theano.tensor.TensorType):
-                raise Unsupported('an input of the type {}'.format(variable.type))
+                raise Unsupported(f'an input of the type {variable.type}')
         linker.placed = place(fgraph, linker.order)
         return linker
 
@@ -105,9 +105,9 @@ class DeviceMode(compile_mode.Mode):
             return FunctionMaker(inputs, outputs, mode, **kwargs)
         except Unsupported as why:
             if not any(name in str(why) for name in (op.__name__ for op in FOR_THE_HOST)):
-                warnings.warn(
-                    'The function {!r} runs on the CPU: theano_today.cuda does not cover {}.'
-                    .format(kwargs.get('name') or 'without a name', why), stacklevel=4)
+                name = kwargs.get('name') or 'without a name'
+                warnings.warn(f'The function {name!r} runs on the CPU: theano_today.cuda does not '
+                              f'cover {why}.', stacklevel=4)
             return FunctionMaker(inputs, outputs, host_mode(), **kwargs)
 
 

@@ -166,7 +166,7 @@ def _composite(op):
     steps = [(scalar_function(node.op, node.inputs, node.outputs[0].type.dtype),
               node.inputs, node.outputs[0]) for node in op.fgraph.toposort()]
     if any(len(node.outputs) > 1 for node in op.fgraph.apply_nodes):
-        raise Unsupported('the Op {}'.format(op))
+        raise Unsupported(f'the Op {op}')
 
     def run(*args):
         values = dict(zip(op.fgraph.inputs, args))
@@ -220,7 +220,7 @@ def scalar_function(op, inputs, dtype):
             return function(*args).to(out)
         return as_is
     if type(op) not in _ARITHMETIC:
-        raise Unsupported('the scalar Op {}'.format(op))
+        raise Unsupported(f'the scalar Op {op}')
     function = _ARITHMETIC[type(op)]
 
     def arithmetic(*args):
@@ -241,7 +241,7 @@ def _elemwise(node):
     op = node.op.scalar_op
     function = scalar_function(op, node.inputs, node.outputs[0].type.dtype)
     if len(node.outputs) > 1 and not isinstance(op, scalar.Composite):
-        raise Unsupported('the Op {}'.format(node.op))
+        raise Unsupported(f'the Op {node.op}')
 
     turned = getattr(node.op, 'turned', ())
 
@@ -312,7 +312,7 @@ def _careduce(node):
     reduce = _REDUCTIONS.get(type(op.scalar_op))
     logical = isinstance(op.scalar_op, (scalar.AND, scalar.OR))
     if reduce is None or (logical and node.inputs[0].type.dtype != 'bool'):
-        raise Unsupported('the Op {}'.format(op))
+        raise Unsupported(f'the Op {op}')
 
     def run(x):
         axes = _axes(op, x)
@@ -357,8 +357,8 @@ def _rebroadcast(node):
     def run(x):
         for axis in axes:
             if x.shape[axis] != 1:
-                raise ValueError('Dimension {} in Rebroadcast\'s input was supposed to be 1 '
-                                 '(got {} instead)'.format(axis, x.shape[axis]))
+                raise ValueError(f'Dimension {axis} in Rebroadcast\'s input was supposed to be 1 '
+                                 f'(got {x.shape[axis]} instead)')
         return x
     return run
 
@@ -390,7 +390,7 @@ def _print(node):
 def _specify_shape(node):
     def run(x, shape):
         if tuple(x.shape) != tuple(shape):
-            raise AssertionError('SpecifyShape: got shape {}, expected {}.'.format(
-                tuple(x.shape), tuple(shape)))
+            raise AssertionError(
+                f'SpecifyShape: got shape {tuple(x.shape)}, expected {tuple(shape)}.')
         return x
     return run

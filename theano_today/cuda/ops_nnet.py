@@ -61,7 +61,7 @@ def _three_products(op, name, reference):
 
 def _checked(node):
     if node.op.unshared:
-        raise Unsupported('the Op {} with unshared filters'.format(type(node.op).__name__))
+        raise Unsupported(f'the Op {type(node.op).__name__} with unshared filters')
     return node.op
 
 
@@ -128,8 +128,8 @@ def _conv_grad_inputs(node):
                 padded, padding, filters.shape[2:], op.filter_dilation, op.subsample)]
         if list(gradient.shape) != expected:
             raise ValueError('invalid input_shape for gradInputs: the given input_shape would '
-                             'produce an output of shape {}, but the given topgrad has shape {}'
-                             .format(tuple(expected), tuple(gradient.shape)))
+                             f'produce an output of shape {tuple(expected)}, but the given topgrad '
+                             f'has shape {tuple(gradient.shape)}')
         result = either(gradient, filters, padding, shape)
         for axis, n in enumerate(size):
             before = rest[-2 - 2 * axis]
@@ -319,8 +319,8 @@ def _softmax_with_bias(node):
 
 def _biased(x, b):
     if x.shape[1] != b.shape[0]:
-        raise ValueError('Dimension mismatch: x has {} columns, b has {} elements.'.format(
-            x.shape[1], b.shape[0]))
+        raise ValueError(
+            f'Dimension mismatch: x has {x.shape[1]} columns, b has {b.shape[0]} elements.')
     return x + b
 
 
@@ -347,8 +347,7 @@ def _crossentropy_softmax(node):
 def _pick(rows, labels):
     """The element of each row that its label names."""
     if rows.shape[0] != labels.shape[0]:
-        raise ValueError('Dimension mismatch: {} rows and {} labels.'.format(
-            rows.shape[0], labels.shape[0]))
+        raise ValueError(f'Dimension mismatch: {rows.shape[0]} rows and {labels.shape[0]} labels.')
     return rows.gather(1, labels.long().unsqueeze(1)).squeeze(1)
 
 

@@ -20,7 +20,7 @@ def _ints(values):
 @converts(Shape, Shape_i, MakeSlice)
 def _host_only(node):
     # These never reach the device: placement.py knows the shapes of its tensors.
-    raise Unsupported('the Op {}'.format(node.op))
+    raise Unsupported(f'the Op {node.op}')
 
 
 @converts(elemwise.DimShuffle)
@@ -30,8 +30,8 @@ def _dimshuffle(node):
     def run(x):
         for axis in op.drop:
             if x.shape[axis] != 1:
-                raise ValueError('DimShuffle drops axis {}, whose length is {}, not 1.'.format(
-                    axis, x.shape[axis]))
+                raise ValueError(
+                    f'DimShuffle drops axis {axis}, whose length is {x.shape[axis]}, not 1.')
         x = x.permute(tuple(op.shuffle) + tuple(op.drop))
         if op.drop:
             x = x.reshape(x.shape[:len(op.shuffle)])
@@ -90,8 +90,8 @@ def _join(node):
 def _split(node):
     def run(x, axis, lengths):
         if sum(lengths) != x.shape[int(axis)] or min(lengths) < 0:
-            raise ValueError('Split: lengths {} do not add up to {}.'.format(
-                _ints(lengths), x.shape[int(axis)]))
+            raise ValueError(
+                f'Split: lengths {_ints(lengths)} do not add up to {x.shape[int(axis)]}.')
         parts = torch.split(x, _ints(lengths), int(axis))
         return parts if len(parts) > 1 else parts[0]
     return run
@@ -114,8 +114,8 @@ def _repeat(node):
         if axis is None:
             x = x.reshape(-1)
         if len(repeats) != x.shape[axis or 0]:
-            raise ValueError('RepeatOp: {} numbers of repeats for a length of {}.'.format(
-                len(repeats), x.shape[axis or 0]))
+            raise ValueError(f'RepeatOp: {len(repeats)} numbers of repeats for a length of '
+                             f'{x.shape[axis or 0]}.')
         return x.index_select(axis or 0, _kept(tuple(places.tolist()), x.device))
     return run
 
@@ -229,7 +229,7 @@ def _advanced_limits(first):
 @converts(subtensor.AdvancedSubtensor1, indices=[(1, _limits(0))])
 def _advanced_subtensor1(node):
     if getattr(node.op, 'sparse_grad', False):
-        raise Unsupported('the Op {} with a sparse gradient'.format(node.op))
+        raise Unsupported(f'the Op {node.op} with a sparse gradient')
     return lambda x, index: x[_index_tensor(index)]
 
 
@@ -252,7 +252,7 @@ def _check_advanced(node, first):
     """Host positions of the indices of an advanced (Inc)Subtensor: slices and None."""
     for variable in node.inputs[first:]:
         if getattr(variable.type, 'dtype', None) == 'bool':
-            raise Unsupported('the Op {} with a mask'.format(node.op))
+            raise Unsupported(f'the Op {node.op} with a mask')
     return [i for i, variable in enumerate(node.inputs)
             if isinstance(variable.type, (SliceType, NoneTypeT))]
 
@@ -325,8 +325,8 @@ def _cumulate(node):
 
 def _product(x, y):
     if x.shape[-1] != y.shape[max(y.dim() - 2, 0)]:
-        raise ValueError('Shape mismatch in a matrix product: {} and {}.'.format(
-            tuple(x.shape), tuple(y.shape)))
+        raise ValueError(
+            f'Shape mismatch in a matrix product: {tuple(x.shape)} and {tuple(y.shape)}.')
     return _either(x, y)
 
 
@@ -362,8 +362,8 @@ def _gemm(node):
         if _number(b) and b == 0:
             return product * a
         if z.shape != product.shape:
-            raise ValueError('Gemm: the product has shape {}, z has {}.'.format(
-                tuple(product.shape), tuple(z.shape)))
+            raise ValueError(
+                f'Gemm: the product has shape {tuple(product.shape)}, z has {tuple(z.shape)}.')
         if _number(a) and _number(b):
             return torch.addmm(z, x, y, beta=b, alpha=a)
         return b * z + a * product
@@ -377,8 +377,8 @@ def _gemv(node):
         if _number(beta) and beta == 0:
             return product
         if y.shape != product.shape:
-            raise ValueError('Gemv: the product has shape {}, y has {}.'.format(
-                tuple(product.shape), tuple(y.shape)))
+            raise ValueError(
+                f'Gemv: the product has shape {tuple(product.shape)}, y has {tuple(y.shape)}.')
         return product + beta * y
     return run
 
@@ -388,8 +388,8 @@ def _ger(node):
     def run(A, alpha, x, y):
         product = torch.outer(x, y)
         if A.shape != product.shape:
-            raise ValueError('Ger: the product has shape {}, A has {}.'.format(
-                tuple(product.shape), tuple(A.shape)))
+            raise ValueError(
+                f'Ger: the product has shape {tuple(product.shape)}, A has {tuple(A.shape)}.')
         return A + alpha * product
     return run
 
@@ -398,8 +398,8 @@ def _ger(node):
 def _batched_dot(node):
     def run(x, y):
         if x.shape[0] != y.shape[0]:
-            raise TypeError('BatchedDot: {} and {} must have the same size in axis 0.'.format(
-                tuple(x.shape), tuple(y.shape)))
+            raise TypeError(f'BatchedDot: {tuple(x.shape)} and {tuple(y.shape)} must have the same '
+                            'size in axis 0.')
         a = x.unsqueeze(1) if x.dim() == 2 else x
         b = y.unsqueeze(2) if y.dim() == 2 else y
         z = torch.bmm(a, b)

@@ -63,7 +63,7 @@ def place(fgraph, order):
         if variable.owner is None:
             if not isinstance(variable.type, TensorType) or variable.type.ndim > 1 or \
                     variable.type.dtype.startswith(('float', 'complex')):
-                raise Unsupported('the Op {}, whose shape depends on {}'.format(node.op, variable))
+                raise Unsupported(f'the Op {node.op}, whose shape depends on {variable}')
         else:
             for v in variable.owner.inputs:
                 fetch(v, node)

@@ -177,13 +177,13 @@ class Program:
         return from_numpy(np.asarray(result, dtype=variable.type.dtype)).to(self.device)
 
     def _out_of_memory(self, error):
-        shapes = ', '.join('{} {}'.format(variable.name or variable, tuple(storage[0].shape))
+        shapes = ', '.join(f'{variable.name or variable} {tuple(storage[0].shape)}'
                            for variable, storage in zip(self.fgraph.inputs, self.input_storage)
                            if not isinstance(storage, DeviceStorage) and
                            hasattr(storage[0], 'shape'))
-        return MemoryError('The device {} is out of memory in a function called with {}. Call it '
-                           'with smaller batches. ({})'.format(
-                               self.device, shapes or 'no arrays', str(error).split('\n')[0]))
+        said = str(error).split('\n')[0]
+        return MemoryError(f'The device {self.device} is out of memory in a function called with '
+                           f'{shapes or "no arrays"}. Call it with smaller batches. ({said})')
 
     # ----------------------------------------------------------------------- interpretation
 

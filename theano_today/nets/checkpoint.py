@@ -70,9 +70,9 @@ class Diverged(ArithmeticError):
         self.epoch, self.batch, self.loss, self.inputs = epoch, batch, loss, inputs
 
     def __str__(self):
-        return 'the {} loss is {} in epoch {}{}'.format(
-            'training' if self.batch else 'validation', self.loss, self.epoch,
-            f', batch {self.batch}' if self.batch else '')
+        if self.batch:
+            return f'the training loss is {self.loss} in epoch {self.epoch}, batch {self.batch}'
+        return f'the validation loss is {self.loss} in epoch {self.epoch}'
 
 
 # ------------------------------------------------------------------------------------- signals
@@ -115,16 +115,16 @@ def check_settings(fname, settings, fresh=FRESH):
     try:
         changes = _differences(saved['settings'], _as_in_file(dict(settings)))
     except STRANGE as error:
-        raise CheckpointError('{} has no settings ({}: {}). Start anew {}.'.format(
-            fname, type(error).__name__, error, fresh)) from error
+        raise CheckpointError(f'{fname} has no settings ({type(error).__name__}: {error}). '
+                              f'Start anew {fresh}.') from error
     if changes:
         raise _changed(fname, changes, fresh)
 
 
 def _changed(fname, changes, fresh):
     return CheckpointError(
-        '{} is of a training with other settings: {}. Put them back to go on with it, or start '
-        'anew {}.'.format(fname, '; '.join(changes), fresh))
+        f'{fname} is of a training with other settings: {"; ".join(changes)}. Put them back to go '
+        f'on with it, or start anew {fresh}.')
 
 
 class Checkpoint:
@@ -202,8 +202,8 @@ class Checkpoint:
         net = self.net
         for name in ('batch_iterator_train', 'batch_iterator_test', 'train_split'):
             if getattr(getattr(net, name), 'shuffle', False):
-                raise CheckpointError('{} shuffles in place (shuffle=True): its training cannot be '
-                                      'written to {}.'.format(name, self.fname))
+                raise CheckpointError(f'{name} shuffles in place (shuffle=True): its training '
+                                      f'cannot be written to {self.fname}.')
         check_writable(self.fname)
         with contextlib.ExitStack() as context:
             context.enter_context(locked(self.fname))
@@ -249,8 +249,8 @@ class Checkpoint:
         if again or not self.begun:
             raise Stopped(signum)
         with contextlib.suppress(OSError):  # the terminal may be gone
-            print('\n# Stopping after this batch. Once more stops at once and loses what {} does '
-                  'not have.'.format(self.fname), file=sys.stderr, flush=True)
+            print('\n# Stopping after this batch. Once more stops at once and loses what '
+                  f'{self.fname} does not have.', file=sys.stderr, flush=True)
 
     def _unless_replaying(self, handler):
         return lambda net, history: None if self.recorder.replaying else handler(net, history)
@@ -389,19 +389,19 @@ class Checkpoint:
         if changes:
             raise _changed(self.fname, changes, self.fresh)
         for change in others if not finished else ():
-            print('# {}: {}. The result may differ in the last bits from that of an uninterrupted '
-                  'training.'.format(self.fname, change))
+            print(f'# {self.fname}: {change}. The result may differ in the last bits from that of an '
+                  'uninterrupted training.')
         if finished:
             print(f'# {self.fname} is of a training that is finished: {len(history)} epochs.')
         else:
-            print('# Going on from {} (written {}): epoch {}, after batch {}.'.format(
-                self.fname, written, len(history) + 1, batches))
+            print(f'# Going on from {self.fname} (written {written}): epoch {len(history) + 1}, '
+                  f'after batch {batches}.')
         self.saved, self.arrays, self.net.train_history_ = saved, arrays, history
         self.started = started
 
     def _strange(self, error):
-        return CheckpointError('{} does not fit this net ({}: {}). Start anew {}.'.format(
-            self.fname, type(error).__name__, error, self.fresh))
+        return CheckpointError(f'{self.fname} does not fit this net ({type(error).__name__}: '
+                               f'{error}). Start anew {self.fresh}.')
 
     def _restore(self):
         """Set net, handlers and random streams to what they were."""

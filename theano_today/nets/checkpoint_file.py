@@ -157,9 +157,8 @@ def read(fname, fresh=FRESH):
     except (OSError, EOFError, RuntimeError, SyntaxError, MemoryError, zipfile.BadZipFile,
             zlib.error, struct.error) + STRANGE as error:  # RuntimeError: encrypted
         raise CheckpointError(
-            '{} is no whole checkpoint of this program ({}). Start anew {}, or put the right '
-            'file in its place.'.format(fname, str(error) or type(error).__name__, fresh)) \
-            from error
+            f'{fname} is no whole checkpoint of this program ({str(error) or type(error).__name__}). '
+            f'Start anew {fresh}, or put the right file in its place.') from error
     return state, arrays
 
 

@@ -32,8 +32,8 @@ def open_regular(fname):
     fname = os.path.expanduser(fname)
     try:
         if not stat.S_ISREG(os.stat(fname).st_mode):
-            raise FileError('{} cannot be read: it is {}.'.format(
-                fname, 'a folder' if os.path.isdir(fname) else 'a pipe or a device, not a file'))
+            kind = 'a folder' if os.path.isdir(fname) else 'a pipe or a device, not a file'
+            raise FileError(f'{fname} cannot be read: it is {kind}.')
         return open(fname, 'rb')
     except (FileNotFoundError, FileError):
         raise
@@ -69,9 +69,8 @@ def replacing(fname):
             raise
         _sync_folder(fname)
     except OSError as error:
-        raise FileError('{} cannot be written: {}.{}'.format(
-            fname, error.strerror or error,
-            ' What was there before is unchanged.' if os.path.lexists(fname) else '')) from error
+        kept = ' What was there before is unchanged.' if os.path.lexists(fname) else ''
+        raise FileError(f'{fname} cannot be written: {error.strerror or error}.{kept}') from error
 
 
 def _temporary(fname):
@@ -127,8 +126,8 @@ def locked(fname):
     except OSError as error:
         raise FileError(f'{path} cannot be written: {error.strerror or error}.') from error
     if handle is None:
-        raise FileError('{} is in use by {}. Wait for its end, stop it, or work in another folder.'
-                        .format(fname, _owner(path)))
+        raise FileError(f'{fname} is in use by {_owner(path)}. Wait for its end, stop it, or work '
+                        'in another folder.')
     try:
         with contextlib.suppress(OSError):  # on a full disk the lock does without a name
             os.truncate(handle, 0)
@@ -185,8 +184,8 @@ def _owner(path):
     """Name the process of which a lock file tells."""
     with contextlib.suppress(OSError, ValueError), open(path) as f:
         pid, host = f.read(500).split()
-        return 'process {}{}'.format(
-            int(pid), '' if host == socket.gethostname() else ' on ' + host)
+        where = '' if host == socket.gethostname() else f' on {host}'
+        return f'process {int(pid)}{where}'
     return 'another process'  # which has not written its number yet
 
 

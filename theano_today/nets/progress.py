@@ -181,9 +181,8 @@ class Table:
             lefts.append(left)
         left, unit = time_left(lefts, alls, self.jobs), self.unit and f' ({self.unit})'
         with self.lock:
-            print('# {} since the start{}'.format(
-                hms(time.monotonic() - self.begin),
-                '' if left is None else f', at most {hms(left)} left'), file=self.file)
+            rest = '' if left is None else f', at most {hms(left)} left'
+            print(f'# {hms(time.monotonic() - self.begin)} since the start{rest}', file=self.file)
             print(tabulate(rows, [
                 'training', 'epoch', 'train RMSE' + unit, 'valid RMSE' + unit, 'best', 'at epoch',
                 'time left'], disable_numparse=True, colalign=('left',) + ('right',) * 6),

@@ -343,7 +343,8 @@ class _Unpickler(pickle._Unpickler):
         args = self.stack.pop()
         call = self.stack[-1]
         if not isinstance(call, _Call) or not isinstance(args, tuple):
-            _refuse('a call of {}'.format(getattr(call, '__name__', type(call).__name__)))
+            name = getattr(call, '__name__', type(call).__name__)
+            _refuse(f'a call of {name}')
         if call.function is OrderedDict and args:
             _refuse('a call of OrderedDict with arguments')
         self.stack[-1] = call.function(*args)
@@ -352,8 +353,8 @@ class _Unpickler(pickle._Unpickler):
         args = self.stack.pop()
         cls = self.stack.pop()
         if not inspect.isclass(cls) or args != () or issubclass(cls, Layer):
-            _refuse('an object of the class {}'.format(
-                getattr(cls, '__name__', type(cls).__name__)))
+            name = getattr(cls, '__name__', type(cls).__name__)
+            _refuse(f'an object of the class {name}')
         self.append(cls.__new__(cls))
 
     def load_build(self):
@@ -470,5 +471,5 @@ def _run(unpickler):
         return unpickler.load()
     except (EOFError, IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError,
             RecursionError, MemoryError, struct.error) as error:
-        raise pickle.UnpicklingError('it is damaged: {}'.format(
-            str(error) or type(error).__name__)) from error
+        raise pickle.UnpicklingError(
+            f'it is damaged: {str(error) or type(error).__name__}') from error

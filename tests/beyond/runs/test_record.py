@@ -51,7 +51,7 @@ def test_a_run_leaves_its_record(work, faces):
     assert content['constants']['MAX_EPOCHS'] == 2 and content['constants']['SEED'] == kfkd.SEED
     sha = hashlib.sha256((faces / 'training.csv').read_bytes()).hexdigest()
     assert content['data']['training.csv'] == dict(rows=120, sha256=sha)
-    assert set(content['nets']) == {'net'} | {'specialist-%d' % n for n in range(1, 7)}
+    assert set(content['nets']) == {'net'} | {f'specialist-{n}' for n in range(1, 7)}
     assert content['versions']['theano'] == '1.0.5' and content['machine']['cores']
     assert content['results']['test_rmse'] > 0 and content['seconds'] > 0
 

@@ -122,7 +122,7 @@ def report(run, **changes):
         content.update(changes)
         (run / 'record.json').write_text(json.dumps(content))
     assert kfkd.main(['report', str(run)]) == 0
-    return Page('report-{}.html'.format(run.name))
+    return Page(f'report-{run.name}.html')
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def nets(run):
                           for name in ('net.pickle', 'net-specialists.pickle'))
     first, = first
     return dict([('First net', first)] + [
-        ('Specialist {}'.format(number), pair) for number, pair in enumerate(specialists, 1)])
+        (f'Specialist {number}', pair) for number, pair in enumerate(specialists, 1)])
 
 
 @pytest.fixture(scope='module')
@@ -237,7 +237,7 @@ def test_constants_that_differ(made):
 def test_deck_constants_are_those_of_the_program():
     source = open(kfkd.__file__).read()
     for name, value in kfkd.DECK.items():
-        written = re.search(r'^{} = (.*?)(?:  #|$)'.format(name), source, re.M).group(1)
+        written = re.search(rf'^{name} = (.*?)(?:  #|$)', source, re.M).group(1)
         assert eval(written) == value, name
 
 
@@ -249,7 +249,7 @@ def test_counts_of_the_data(run, made):
         assert rows[name[:-2].replace('_', ' ')][0] == str(both)
     assert rows['training.csv'] == ['120', record.sha256(kfkd.FTRAIN)]
     text = made.section('data').text()
-    assert '{} of 120 faces have all 15 keypoints'.format(len(table.dropna())) in text
+    assert f'{len(table.dropna())} of 120 faces have all 15 keypoints' in text
 
 
 def pixels_of(figure):
@@ -269,8 +269,8 @@ def test_training_faces_are_faces_of_the_training(made):
         np.testing.assert_array_equal(pixels_of(figure).ravel(), pixels)
         drawn = places(list(figure.all('path'))[-1].attributes['d'])
         np.testing.assert_allclose(drawn, points.reshape(-1, 2), atol=.0501)
-    assert '{} faces that the first net was trained on'.format(len(table)) in made.section(
-        'training-faces').text()
+    assert f'{len(table)} faces that the first net was trained on' in \
+        made.section('training-faces').text()
 
 
 def test_best_and_worst_are_validation_faces(run, made):
@@ -284,8 +284,7 @@ def test_best_and_worst_are_validation_faces(run, made):
         (table, labels, _) = split(columns)[1]
         for row in list(order[:shown]) + list(order[::-1][:shown]):
             figure = figures.pop(0)
-            assert next(figure.all('figcaption')).text() == '{:.2f} px, line {}'.format(
-                each[row], lines[row])
+            assert next(figure.all('figcaption')).text() == f'{each[row]:.2f} px, line {lines[row]}'
             np.testing.assert_array_equal(pixels_of(figure).ravel(), images(table)[row])
             _, dots, _, _, crosses = [path.attributes['d'] for path in figure.all('path')]
             np.testing.assert_allclose(places(dots), labels[row].reshape(-1, 2), atol=.0501)
@@ -309,7 +308,7 @@ def test_error_of_each_keypoint(run, made):
     cells = [(kind, which) for kind in ('First', 'Specialist') for which in ('net', 'guess')]
     assert len(expected) == 15
     for name, errors_ in expected.items():
-        assert rows[name] == ['{:.2f}'.format(errors_[cell]) for cell in cells], name
+        assert rows[name] == [f'{errors_[cell]:.2f}' for cell in cells], name
     assert rows['all'] == ['{:.2f}'.format(np.sqrt(sum(square * columns for square, columns in
                                                        squares[cell]) / 30)) for cell in cells]
 
@@ -322,7 +321,7 @@ def test_error_of_each_keypoint(run, made):
         for name in expected:
             assert radii[name] == pytest.approx(expected[name][cell], abs=.00501)
     hardest = max(expected, key=lambda name: expected[name][cells[2]])
-    assert 'the hardest keypoint is the {} ('.format(hardest) in made.section('keypoints').text()
+    assert f'the hardest keypoint is the {hardest} (' in made.section('keypoints').text()
 
 
 def test_nets_and_layers(run, made):
@@ -347,8 +346,7 @@ def test_curves_and_what_they_say(run, made):
     text = section.text()
     assert len(list(section.all('img'))) == 7
     for net in content['nets'].values():
-        assert 'Best: {:.2f} pixels at epoch {}.'.format(
-            net['valid_rmse'], net['best_epoch']) in text
+        assert f'Best: {net["valid_rmse"]:.2f} pixels at epoch {net["best_epoch"]}.' in text
     assert 'Too short to judge: 1 of at least 10 epochs.' in text  # specialists of many faces
     from beyond.curves import analyse
     assert str(analyse(content['histories']['net'].to_dict('records'))) in text
@@ -375,11 +373,11 @@ def test_submission(run, made):
     places = pd.read_csv(str(written))['Location']
     rows = dict(made.section('submission').rows())
     assert rows['File'] == written.name and rows['Rows'] == str(len(places))
-    assert rows['Smallest, median, largest location'] == '{:.2f}, {:.2f}, {:.2f} px'.format(
-        places.min(), places.median(), places.max())
+    assert rows['Smallest, median, largest location'] == \
+        f'{places.min():.2f}, {places.median():.2f}, {places.max():.2f} px'
     result = compare.read(str(run))['results']['test_rmse']
-    assert rows['RMSE on the test faces'] == '{:.2f} px'.format(result)
-    assert '{:.2f} px'.format(result) in next(made.root.all('dl')).text()
+    assert rows['RMSE on the test faces'] == f'{result:.2f} px'
+    assert f'{result:.2f} px' in next(made.root.all('dl')).text()
 
 
 # ----------------------------------------------------------------------------- what cannot be told
@@ -552,7 +550,7 @@ def test_no_scrolling_sideways_on_a_phone(made, tmp_path):
     shown = subprocess.run(
         [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--no-first-run',
          '--disable-background-networking', '--disable-component-update', '--disable-sync',
-         '--user-data-dir={}'.format(tmp_path / 'profile'), '--dump-dom', str(holder)],
+         f'--user-data-dir={tmp_path}/profile', '--dump-dom', str(holder)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120).stdout.decode()
     width, window, broken, number = map(int, re.search(
         r'<title>([\d,]+)</title>', shown).group(1).split(','))

@@ -171,7 +171,7 @@ def test_every_number_is_that_of_the_history(tmp_path):
         for column, name, number in (
                 ('updates', layer + '.W', 'ratio'), ('activations', layer, 'std'),
                 ('gradients', layer + '.W', 'norm'), ('gradients', layer + '.b', 'norm')):
-            tag = 'monitor_{}_{}/{}'.format(column, number, name)
+            tag = f'monitor_{column}_{number}/{name}'
             assert numbers.pop(tag) == expected(mean(column, name, number)), tag
     assert numbers.pop('monitor_activations_dead/conv') == expected(
         mean('activations', 'conv', 'dead'))

@@ -182,7 +182,7 @@ def kernels(request, tmp_path_factory):
     source, library = str(folder / 'shim.cpp'), str(folder / 'shim.so')
     with open(source, 'w') as file:
         file.write(SHIM)
-    width = ['-DTHEANO_TODAY_LANES={}'.format(request.param)] if request.param else []
+    width = [f'-DTHEANO_TODAY_LANES={request.param}'] if request.param else []
     # Other widths without -march=native: the portable code.
     native = [] if request.param else ['-march=native']
     subprocess.check_call([theano.config.cxx, '-O1', '-w', '-shared', '-fPIC', '-fopenmp', '-I', HEADERS,

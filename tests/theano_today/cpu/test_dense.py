@@ -93,7 +93,7 @@ def kernels(request, tmp_path_factory):
     subprocess.check_call(
         [theano.config.cxx, '-std=gnu++11', '-O1', '-march=native', '-Wall', '-Wextra', '-Werror',
          '-Wno-psabi', '-Wno-maybe-uninitialized',    # g++ 12 says so of its own avx512fintrin.h
-         '-DTHEANO_TODAY_LANES={}'.format(request.param), '-shared', '-fPIC',
+         f'-DTHEANO_TODAY_LANES={request.param}', '-shared', '-fPIC',
          '-I' + HEADERS, source, '-o', library])
     return ctypes.CDLL(library)
 

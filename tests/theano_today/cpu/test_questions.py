@@ -59,7 +59,7 @@ class Net:
         self.params, self.inner, h, shape = [], [], self.x, self.value.shape
 
         def param(value, name):
-            self.params.append(theano.shared(value, name='{}{}'.format(name, len(self.params))))
+            self.params.append(theano.shared(value, name=f'{name}{len(self.params)}'))
             return self.params[-1]
 
         for part in parts:

@@ -253,7 +253,7 @@ def test_a_checkpoint_belongs_to_one_training_at_a_time(other, tmp_path):
     assert sorted(before) == ['c.npz', 'c.npz.lock']
     start = time.time()
     for _ in range(2):
-        with pytest.raises(FileError, match=r'c\.npz is in use by process {}\. '.format(other.pid)):
+        with pytest.raises(FileError, match=rf'c\.npz is in use by process {other.pid}\. '):
             with Checkpoint(tmp_path / 'c.npz', build(lasagne.updates.sgd)):
                 pass
     remove_leftovers(str(tmp_path / '*.npz'))
@@ -280,7 +280,7 @@ def test_a_checkpoint_belongs_to_one_training_at_a_time(other, tmp_path):
 def test_lock_files(tmp_path, monkeypatch):
     fname = str(tmp_path / 'file')
     with locked(fname):
-        with pytest.raises(FileError, match='in use by process {}'.format(os.getpid())):
+        with pytest.raises(FileError, match=f'in use by process {os.getpid()}'):
             with locked(fname):
                 pass
         (tmp_path / 'file.lock').write_text('12 elsewhere')

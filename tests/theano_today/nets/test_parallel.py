@@ -31,7 +31,7 @@ def prepare(outputs, epochs=4, **kwargs):
 
 
 def training(outputs, every=300., **kwargs):
-    return parallel.Training('net {}'.format(outputs), 'net-{}.npz'.format(outputs),
+    return parallel.Training(f'net {outputs}', f'net-{outputs}.npz',
                              functools.partial(prepare, outputs, **kwargs), every)
 
 
@@ -46,7 +46,7 @@ def references(folder):
     found = {}
     for outputs in 1, 2:
         found[outputs] = take_over(outputs)
-        os.remove('net-{}.npz'.format(outputs))
+        os.remove(f'net-{outputs}.npz')
     os.remove('steps')
     return found
 

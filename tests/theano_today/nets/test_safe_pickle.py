@@ -76,7 +76,7 @@ def text(value):
 
 
 command = 'touch ' + FLAG
-PYTHON = 'open({!r}, "w")'.format(FLAG)
+PYTHON = f'open({FLAG!r}, "w")'
 empty_net = name('nolearn.lasagne.base', 'NeuralNet') + b')\x81'
 
 
@@ -210,7 +210,7 @@ HOSTILE = {
                               name('lasagne.updates', 'sgd'), b't', b'esb'),
     'layers that are a dictionary': net_with(layers={'a': 1}),
     'C code in a Theano type': op(name('theano.tensor.type', 'TensorType'), b')\x81', text(
-        {'dtype': 'float32; system("{}");'.format(command), 'broadcastable': (False,)}), b'b'),
+        {'dtype': f'float32; system("{command}");', 'broadcastable': (False,)}), b'b'),
     'weights that are no arrays': net_with(_saved_weights={'conv1': ['x']}),
     'shared variables that are no arrays': net_with(_shared={'update_momentum': 'x'}),
     'a random state out of bounds': op(
