@@ -226,8 +226,8 @@ class AffineBatchIterator(BatchIterator):
 
     def _check_columns(self, columns):
         if columns % 2:
-            raise ValueError(f'The labels have {columns} columns; x and y of points in turn need an '
-                             'even number.')
+            raise ValueError(f'The labels have {columns} columns; x and y of points in turn need '
+                             'an even number.')
         last = max((index for pair in self.flip_indices for index in pair), default=-1)
         if self.flip and last >= columns:
             raise ValueError(f'flip_indices names column {last}, but the labels have {columns} '

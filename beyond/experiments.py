@@ -311,8 +311,8 @@ def starter(epochs=25, fname=None, rows=1500):
     net = seeded(nets.starter_net, (None, 1, 96, 96), 30)
     history = train(net, X, y, epochs, 'starter net')
     seconds = np.median([row['dur'] for row in history[1:] or history])
-    verdict = (f'{len(X)} faces, {seconds:.1f} s an epoch: validation RMSE {best(history):.2f} pixels '
-               f'after {epochs} epochs; the mean face gives {guess(y):.2f}.')
+    verdict = (f'{len(X)} faces, {seconds:.1f} s an epoch: validation RMSE {best(history):.2f} '
+               f'pixels after {epochs} epochs; the mean face gives {guess(y):.2f}.')
     return {'starter': curves_of({'starter net': history}, 'The starter net', guess(y))}, verdict
 
 
@@ -522,8 +522,8 @@ def initialisations(epochs=40, fname=None, rows=1000):
     for axis in axes[1]:
         axis.ticklabel_format(axis='x', style='sci', scilimits=(0, 0))
     axes[0, 1].legend(fontsize='small')
-    fig.suptitle(f'{len(hidden)} tanh layers after the first batch: activations and back-propagated '
-                 'gradients; below, the outputs')
+    fig.suptitle(f'{len(hidden)} tanh layers after the first batch: activations and '
+                 'back-propagated gradients; below, the outputs')
     old, glorot = found.values()
     verdict = (
         'Layer {n} against layer 1, deviation of the activations: {a[activation]:.3f} with '

@@ -563,7 +563,8 @@ def _judge_activations(found):
     lines = []
     for layer, share in _medians(found, 'dead').items():
         if share > HALF:
-            lines.append(f'dead ReLUs: {share:.0%} of the units of {layer} give 0 for the whole batch.')
+            lines.append(
+                f'dead ReLUs: {share:.0%} of the units of {layer} give 0 for the whole batch.')
     for layer, share in _medians(found, 'saturated').items():
         if share > HALF:
             lines.append(f'saturated: {share:.0%} of the outputs of {layer} are at their bounds.')

@@ -185,8 +185,8 @@ def load_vgg16(net, fname):
     net.initialize_layers()
     names = VGG16_CONVOLUTIONS + ['fc6', 'fc7', 'fc8']
     if len(values) != 2 * len(names):
-        raise ValueError(f'{fname} has {len(values)} arrays; VGG-16 has {2 * len(names)}, W and b of '
-                         '16 layers.')
+        raise ValueError(f'{fname} has {len(values)} arrays; VGG-16 has {2 * len(names)}, W and b '
+                         'of 16 layers.')
     loaded = []
     for name, W, b in zip(names, values[::2], values[1::2]):
         layer = net.layers_[name]
@@ -198,7 +198,8 @@ def load_vgg16(net, fname):
             layer.b.set_value(np.asarray(b, layer.b.dtype))
             loaded.append(name)
         elif name in VGG16_CONVOLUTIONS:
-            raise ValueError(f'{fname}: {name} has weights of shape {W.shape}, the net has {own[0]}.')
+            raise ValueError(
+                f'{fname}: {name} has weights of shape {W.shape}, the net has {own[0]}.')
     return loaded
 
 
@@ -225,4 +226,5 @@ def _read_weights(fname):
             return list(pickled['param values'] if isinstance(pickled, dict) else pickled)
     except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError,
             zipfile.BadZipFile) as error:
-        raise ValueError(f'{fname} is not a file of VGG weights, a pickle or .npz of arrays: {error}.')
+        raise ValueError(
+            f'{fname} is not a file of VGG weights, a pickle or .npz of arrays: {error}.')

@@ -322,8 +322,8 @@ def check_columns(fname):
     odd = sorted(set(df.columns[:-1]) ^ set(COLUMNS))
     if odd:
         verb = 'lacks' if odd[0] in COLUMNS else 'has'
-        raise FileError(f'{fname} {verb} the column {odd[0]!r:.100}: it must have the 30 columns of '
-                        'data/README.md and Image.')
+        raise FileError(f'{fname} {verb} the column {odd[0]!r:.100}: it must have the 30 columns '
+                        'of data/README.md and Image.')
 
 
 def check_enough(faces, eval_size, fname):

@@ -68,8 +68,9 @@ class Record:
 
     def __enter__(self):
         if self.root is not None and os.path.lexists(self.root) and not os.path.isdir(self.root):
-            # Now, not after the training.
-            raise FileError(f'{self.root} is a file: the records of runs need a folder of that name.')
+            # now, not after the training
+            raise FileError(
+                f'{self.root} is a file: the records of runs need a folder of that name.')
         if self.root is not None:
             _open.append(self)
         return self
@@ -177,7 +178,8 @@ class Record:
                 try:
                     shutil.copy2(fname, copy)
                 except OSError as error:
-                    raise FileError(f'{copy} cannot be written: {error.strerror or error}.') from error
+                    raise FileError(
+                        f'{copy} cannot be written: {error.strerror or error}.') from error
 
 
 _open = []  # the records that are open: that of the run

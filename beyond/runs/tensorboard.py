@@ -188,8 +188,8 @@ class TensorBoard:
             self._writer.write_event(event)
             self._writer.flush()
         except OSError as error:
-            print(f'# {self.run} cannot be written ({error.strerror or error}): the training goes on '
-                  'without it.')
+            print(f'# {self.run} cannot be written ({error.strerror or error}): the training goes '
+                  'on without it.')
             self.close()
 
     def __getstate__(self):  # an open file is no part of a pickled net

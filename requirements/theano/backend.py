@@ -19,8 +19,8 @@ def get_requires_for_build_wheel(config_settings=None):
     if sysconfig.get_config_var('Py_GIL_DISABLED'):
         python += ' without the GIL'
     if python not in [f'cpython 3.{minor}' for minor in range(10, 15)]:
-        sys.exit(f'requirements.txt is for CPython 3.10 to 3.14; this is {python}. Make the environment '
-                 'with one of those: python3.13 -m venv venv')
+        sys.exit(f'requirements.txt is for CPython 3.10 to 3.14; this is {python}. Make the '
+                 'environment with one of those: python3.13 -m venv venv')
     return []
 
 

@@ -413,8 +413,8 @@ def table(report, options, contenders, tflops, bandwidth):
     moved = 1e-9 * 5 * 4 * PARAMETERS * steps
     floor = max(flops / tflops, moved / bandwidth)
     report(f'deck\'s net, {options.rows} rows ({valid} for validation), batches of {BATCH_SIZE}, '
-           f'{options.epochs} epochs in one go; {tflops:.1f} TFLOP/s, {bandwidth:.0f} GB/s; an epoch: '
-           f'{flops:.2f} TFLOP, {moved:.1f} GB, floor {1e3 * floor:.1f} ms')
+           f'{options.epochs} epochs in one go; {tflops:.1f} TFLOP/s, {bandwidth:.0f} GB/s; an '
+           f'epoch: {flops:.2f} TFLOP, {moved:.1f} GB, floor {1e3 * floor:.1f} ms')
     report('{:18}{:>10}{:>10}{:>11}{:>15}{:>10}{:>10}'.format(
         '', 'epoch ms', 'best', 'ms a step', '3000 epochs s', 'start s', 'of floor'))
     medians = {}

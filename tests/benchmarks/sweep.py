@@ -151,8 +151,8 @@ def time_shapes(kind, args):
         ours, stock = min(times[0]), min(times[1])
         ratios.append(ours / stock)
         if args.verbose or ours / stock > args.limit:
-            print(f'{ours / stock:6.2f} times stock: {1e3 * ours:9.3f} ms, stock {1e3 * stock:9.3f} ms'
-                  f'   {kind} {label}', flush=True)
+            print(f'{ours / stock:6.2f} times stock: {1e3 * ours:9.3f} ms, '
+                  f'stock {1e3 * stock:9.3f} ms   {kind} {label}', flush=True)
     return ratios
 
 

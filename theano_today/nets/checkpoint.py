@@ -389,8 +389,8 @@ class Checkpoint:
         if changes:
             raise _changed(self.fname, changes, self.fresh)
         for change in others if not finished else ():
-            print(f'# {self.fname}: {change}. The result may differ in the last bits from that of an '
-                  'uninterrupted training.')
+            print(f'# {self.fname}: {change}. The result may differ in the last bits from that of '
+                  'an uninterrupted training.')
         if finished:
             print(f'# {self.fname} is of a training that is finished: {len(history)} epochs.')
         else:

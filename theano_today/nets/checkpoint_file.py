@@ -156,9 +156,10 @@ def read(fname, fresh=FRESH):
         raise
     except (OSError, EOFError, RuntimeError, SyntaxError, MemoryError, zipfile.BadZipFile,
             zlib.error, struct.error) + STRANGE as error:  # RuntimeError: encrypted
+        said = str(error) or type(error).__name__
         raise CheckpointError(
-            f'{fname} is no whole checkpoint of this program ({str(error) or type(error).__name__}). '
-            f'Start anew {fresh}, or put the right file in its place.') from error
+            f'{fname} is no whole checkpoint of this program ({said}). Start anew {fresh}, or put '
+            'the right file in its place.') from error
     return state, arrays
 
 
