@@ -164,7 +164,7 @@ def _gpu():
         # CPU, unless force_device was set.
         if _user_flag('force_device') == 'True':
             raise
-        warnings.warn('{} The script asks for a GPU; it gets the CPU.'.format(error), stacklevel=2)
+        warnings.warn(f'{error} The script asks for a GPU; it gets the CPU.', stacklevel=2)
         return None, True
 
 
