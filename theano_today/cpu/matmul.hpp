@@ -61,18 +61,18 @@ static inline Index round_up(Index n, Index step) { return (n + step - 1) / step
 // B, whose columns are the rows of its transpose.
 template <Index WIDTH>
 static void pack_panel(const float* a, Index row, Index column, Index rows, Index depth, float* panel) {
-    if (rows == WIDTH && row == 1) {
+    if (rows < WIDTH)
+        for (Index k = 0; k < depth; k++) std::fill(panel + k * WIDTH + rows, panel + (k + 1) * WIDTH, 0.f);
+    if (column == 1 && row != 1)
+        simd::transpose(a, row, rows, depth, panel, WIDTH);
+    else if (rows == WIDTH && row == 1)
         for (Index k = 0; k < depth; k++, a += column, panel += WIDTH)
             for (Index i = 0; i < WIDTH; i++) panel[i] = a[i];
-    } else if (rows == WIDTH && column == 1 && WIDTH % 8 == 0) {
-        simd::transpose(a, row, WIDTH, depth, panel, WIDTH);
-    } else if (rows == WIDTH) {
+    else if (row == 1)
+        for (Index k = 0; k < depth; k++, a += column, panel += WIDTH) simd::copy(a, rows, panel);
+    else
         for (Index k = 0; k < depth; k++, a += column, panel += WIDTH)
-            for (Index i = 0; i < WIDTH; i++) panel[i] = a[i * row];
-    } else {
-        for (Index k = 0; k < depth; k++, a += column, panel += WIDTH)
-            for (Index i = 0; i < WIDTH; i++) panel[i] = i < rows ? a[i * row] : 0;
-    }
+            for (Index i = 0; i < rows; i++) panel[i] = a[i * row];
 }
 
 // Several panels, one after the other.
@@ -124,14 +124,19 @@ static inline void micro_kernel(Index rows, Index depth, const float* a, const f
 
 // ---- one thread's rectangle ----
 
+// Sums over k are cut into parts of about `step`, even ones: 260 is not 256 + 4.
+static inline Index depth_of_parts(Index depth, Index step) {
+    const Index parts = std::max<Index>(1, (depth + step / 2) / std::max<Index>(1, step));
+    return (depth + parts - 1) / parts;
+}
+
 // Compute a rectangle of A B tile by tile. `finish` does something with each tile while it is in the first-level
 // cache: finish.prefetch(i, j, rows, columns) before the tile at row i and column j is computed, then
 // finish(tile, i, j, rows, columns, first), where `first` says that no other part of the sum over k came before.
 // Returns false when there is no memory for the packed pieces.
 template <class Finish>
 static bool multiply_rectangle(Matrix a, Matrix b, Index depth, Index depth_step, Rectangle r, const Finish& finish) {
-    const Index pieces = std::max<Index>(1, (depth + depth_step / 2) / std::max<Index>(1, depth_step));    // even ones: 260 is not 256 + 4
-    const Index kc = (depth + pieces - 1) / pieces;
+    const Index kc = depth_of_parts(depth, depth_step);
     Workspace block(std::min(MC, round_up(r.m1 - r.m0, MR)) * kc);
     Workspace strip(std::min(NC, round_up(r.n1 - r.n0, NR)) * kc);
     if (!block.data || !strip.data) return false;

@@ -11,7 +11,7 @@
 // C with few rows is the transpose of C with few columns. Each number of C is computed by one thread, in the same way
 // for any number of threads and any layout of A and B in memory: sizes alone decide.
 #pragma once
-#include "matmul.hpp"
+#include "matmul_direct.hpp"
 
 namespace matmul {
 
@@ -26,12 +26,6 @@ constexpr Index CHAIN = 2048;
 //
 // The order of every sum, whichever of the two kernels makes it: partial sum l has the products of k = l, l + LANES,
 // l + 2 LANES, ...; these LANES partial sums are added pairwise, as simd::sum does.
-
-// The first n lanes, or, where the compiler shall know that there is no tail, all.
-template <bool ALL>
-SIMD_INLINE vec load_some(const float* p, int n) {
-    return ALL ? simd::load(p) : simd::load_first(p, n);
-}
 
 // The next products of all sums: of LANES values of k, or n of them.
 template <bool ALL, int ROWS, int COLUMNS>
@@ -59,7 +53,8 @@ static void rows_by_dot(const float* a, Index a_row, const float* b, Index depth
         Index k = k0;
         for (; k + LANES <= k1; k += LANES) add_products<true>(a + k, a_row, b + k, depth, LANES, sum);
         if (k < k1) add_products<false>(a + k, a_row, b + k, depth, (int)(k1 - k), sum);
-        if (ROWS * COLUMNS == 8) simd::sum_8(sum[0], sums[0]);
+        if (ROWS * COLUMNS % 8 == 0)
+            for (int i = 0; i < ROWS * COLUMNS; i += 8) simd::sum_8(&sum[0][0] + i, &sums[0][0] + i);
         else
             for (int r = 0; r < ROWS; r++)
                 for (int j = 0; j < COLUMNS; j++) sums[r][j] = simd::sum(sum[r][j]);
@@ -74,69 +69,133 @@ static void rows_by_dot(const float* a, Index a_row, const float* b, Index depth
         for (int j = 0; j < COLUMNS; j++) c[r * row + j * column] = sums[r][j];
 }
 
-// The same for any number of rows and n columns.
+// The same for any number of rows.
+template <int ROWS, int COLUMNS>
+static void columns_by_dot(const float* a, Index a_row, const float* b, Index rows, Index depth, float* c, Index row,
+                           Index column) {
+    Index i = 0;
+    for (; i + ROWS <= rows; i += ROWS)
+        rows_by_dot<ROWS, COLUMNS>(a + i * a_row, a_row, b, depth, c + i * row, row, column);
+    for (; i < rows; i++) rows_by_dot<1, COLUMNS>(a + i * a_row, a_row, b, depth, c + i * row, row, column);
+}
+
+// And for n columns.
 static void rows_by_dot(const float* a, Index a_row, const float* b, Index rows, Index n, Index depth, float* c,
                         Index row, Index column) {
-    for (Index j = 0; j < n; j += 2, b += 2 * depth, c += 2 * column) {
-        Index i = 0;
-        if (j + 1 < n)
-            for (; i + 4 <= rows; i += 4) rows_by_dot<4, 2>(a + i * a_row, a_row, b, depth, c + i * row, row, column);
-        else
-            for (; i + 8 <= rows; i += 8) rows_by_dot<8, 1>(a + i * a_row, a_row, b, depth, c + i * row, row, column);
-        for (; i < rows; i++)
-            for (Index q = 0; q < 2 && j + q < n; q++)
-                rows_by_dot<1, 1>(a + i * a_row, a_row, b + q * depth, depth, c + i * row + q * column, row, column);
+    constexpr int MANY = simd::REGISTERS >= 32 ? 4 : 2;
+    Index j = 0;
+    for (; j + MANY <= n; j += MANY)
+        columns_by_dot<4, MANY>(a, a_row, b + j * depth, rows, depth, c + j * column, row, column);
+    if (j + 2 <= n) {
+        columns_by_dot<4, 2>(a, a_row, b + j * depth, rows, depth, c + j * column, row, column);
+        j += 2;
     }
+    if (j < n) columns_by_dot<8, 1>(a, a_row, b + j * depth, rows, depth, c + j * column, row, column);
 }
 
-// At most LANES rows of one column of C, from an A whose rows lie side by side (each of its columns is contiguous) and
-// from a column of B, `depth` floats.
-template <bool ALL>
-static void rows_by_lanes(const float* a, Index a_column, const float* b, int rows, Index depth, float* c, Index row) {
-    double total[LANES] = {};
+// Sums that registers hold beside what is added to them.
+constexpr int HELD = simd::REGISTERS >= 32 ? 16 : 8;
+
+// The largest that is not above n.
+constexpr int power_of_two(int n) { return n < 2 ? 1 : 2 * power_of_two(n / 2); }
+
+// TOGETHER of the LANES partial sums of N columns and GROUPS vec of rows, as many as registers hold, from an A whose
+// rows lie side by side (each of its columns is contiguous). `a` and `b` (as above) begin at the first k of the first.
+template <int N, int GROUPS, int TOGETHER>
+SIMD_INLINE void partial_sums(const float* a, Index a_column, const float* b, Index b_column, int rows, Index depth,
+                              vec* out) {
+    constexpr int SUMS = TOGETHER * N * GROUPS;
+    vec sum[SUMS];
+#pragma GCC unroll 16
+    for (int i = 0; i < SUMS; i++) sum[i] = simd::zero();
+    const auto add = [&](Index k, int l) {
+        vec x[GROUPS];
+#pragma GCC unroll 4
+        for (int g = 0; g < GROUPS; g++)
+            x[g] = GROUPS > 1 ? simd::load(a + (k + l) * a_column + g * LANES)
+                              : simd::load_first(a + (k + l) * a_column, rows);
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) {
+            const vec y = simd::broadcast(b[j * b_column + k + l]);
+#pragma GCC unroll 4
+            for (int g = 0; g < GROUPS; g++) {
+                vec& s = sum[(l * N + j) * GROUPS + g];
+                s = simd::fma(x[g], y, s);
+            }
+        }
+    };
+    Index k = 0;
+    for (; k + TOGETHER <= depth; k += LANES)
+#pragma GCC unroll 16
+        for (int l = 0; l < TOGETHER; l++) add(k, l);
+    if (k < depth)
+#pragma GCC unroll 16
+        for (int l = 0; l < TOGETHER - 1; l++)
+            if (k + l < depth) add(k, l);
+#pragma GCC unroll 16
+    for (int i = 0; i < SUMS; i++) out[i] = sum[i];
+}
+
+// The sum of LANES partial sums that are STEP vec apart.
+template <int STEP>
+SIMD_INLINE vec pairwise(const vec* sums) {
+    vec sum[LANES];
+#pragma GCC unroll 16
+    for (int l = 0; l < LANES; l++) sum[l] = sums[l * STEP];
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+        for (int l = 0; l < half; l++) sum[l] += sum[l + half];
+    return sum[0];
+}
+
+// The first n lanes to numbers that are `row` apart.
+SIMD_INLINE void store_rows(vec v, Index n, float* c, Index row) {
+    n = std::min<Index>(n, LANES);
+    if (row == 1) simd::store_first(c, v, (int)n);
+    else
+        for (Index r = 0; r < n; r++) c[r * row] = v[r];
+}
+
+// GROUPS * LANES rows of N columns of C; where GROUPS is 1, `rows` of them.
+template <int N, int GROUPS>
+static void vectors_of_rows(const float* a, Index a_column, const float* b, int rows, Index depth, float* c, Index row,
+                            Index column) {
+    constexpr int FITTING = power_of_two(HELD / (N * GROUPS)), TOGETHER = FITTING < LANES ? FITTING : LANES;
+    double total[N][GROUPS * LANES] = {};
+    alignas(64) float sums[N][GROUPS * LANES];
     for (Index k0 = 0; k0 < depth; k0 += CHAIN * LANES) {
         const Index k1 = std::min(depth, k0 + CHAIN * LANES);
-        vec sum[LANES] = {};
-        Index k = k0;
-        for (; k + LANES <= k1; k += LANES)
-#pragma GCC unroll 16
-            for (int l = 0; l < LANES; l++)
-                sum[l] = simd::fma(load_some<ALL>(a + (k + l) * a_column, rows), simd::broadcast(b[k + l]), sum[l]);
-#pragma GCC unroll 16
-        for (int l = 0; l < LANES; l++)
-            if (k + l < k1)
-                sum[l] = simd::fma(load_some<ALL>(a + (k + l) * a_column, rows), simd::broadcast(b[k + l]), sum[l]);
-#pragma GCC unroll 4
-        for (int half = LANES / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-            for (int l = 0; l < half; l++) sum[l] += sum[l + half];
-        simd::add_to(total, sum[0]);
+        vec partial[LANES * N * GROUPS];
+        for (int l = 0; l < LANES; l += TOGETHER)
+            partial_sums<N, GROUPS, TOGETHER>(a + (k0 + l) * a_column, a_column, b + k0 + l, depth, rows, k1 - k0 - l,
+                                              partial + l * N * GROUPS);
+        for (int j = 0; j < N; j++)
+            for (int g = 0; g < GROUPS; g++)
+                simd::store(&sums[j][g * LANES], pairwise<N * GROUPS>(partial + j * GROUPS + g));
+        if (depth > CHAIN * LANES)
+            for (int j = 0; j < N; j++)
+                for (int r = 0; r < rows; r++) {
+                    total[j][r] += sums[j][r];
+                    sums[j][r] = (float)total[j][r];
+                }
     }
-    for (int r = 0; r < rows; r++) c[r * row] = (float)total[r];
+    for (int j = 0; j < N; j++)
+        for (int g = 0; g < GROUPS; g++)
+            store_rows(simd::load(&sums[j][g * LANES]), rows - g * LANES, c + g * LANES * row + j * column, row);
 }
 
-// Rows i0 .. i1 - 1. `b` as above. Returns false when memory is short.
-static bool long_sums(Matrix a, const float* b, Index i0, Index i1, Index n, Index depth, float* c, Index row,
-                      Index column) {
-    if (a.row == 1 && a.column != 1) {
-        for (Index i = i0; i < i1; i += LANES) {
-            const int rows = (int)std::min<Index>(LANES, i1 - i);
-            const auto kernel = rows == LANES ? rows_by_lanes<true> : rows_by_lanes<false>;
-            for (Index j = 0; j < n; j++)
-                kernel(a.at(i, 0), a.column, b + j * depth, rows, depth, c + i * row + j * column, row);
-        }
-        return true;
-    }
-    Matrix rows = {a.at(i0, 0), a.row, 1};
-    Workspace copy(a.column == 1 ? 0 : (i1 - i0) * depth);
-    if (!copy.data) return false;
-    if (a.column != 1) {
-        for (Index i = i0; i < i1; i++)
-            for (Index k = 0; k < depth; k++) copy.data[(i - i0) * depth + k] = *a.at(i, k);
-        rows = Matrix{copy.data, depth, 1};
-    }
-    rows_by_dot(rows.data, rows.row, b, i1 - i0, n, depth, c + i0 * row, row, column);
-    return true;
+// Any number of rows.
+template <int N>
+static void rows_by_lanes(const float* a, Index a_column, const float* b, Index rows, Index depth, float* c, Index row,
+                          Index column) {
+    constexpr int GROUPS = N > HELD / 4 ? power_of_two(HELD / N) : 4;
+    Index i = 0;
+    for (; i + GROUPS * LANES <= rows; i += GROUPS * LANES)
+        vectors_of_rows<N, GROUPS>(a + i, a_column, b, GROUPS * LANES, depth, c + i * row, row, column);
+    for (; i < rows; i += LANES)
+        vectors_of_rows<N, 1>(a + i, a_column, b, (int)std::min<Index>(LANES, rows - i), depth, c + i * row, row,
+                              column);
 }
 
 // ---- at most NARROW columns, short sums ----
@@ -165,13 +224,12 @@ static void rows_by_column(const float* a, Index a_column, const float* b, Index
     }
     for (int g = 0; g < GROUPS; g++)
         for (int j = 0; j < N; j++)
-            for (Index r = g * LANES; r < rows && r < (g + 1) * LANES; r++)
-                c[r * row + j * column] = total[g][j][r - g * LANES];
+            store_rows(total[g][j], rows - g * LANES, c + g * LANES * row + j * column, row);
 }
 
 // Up to BLOCK rows; those of `a` are there up to whole vectors.
 template <int N>
-static void short_sums(const float* a, Index a_column, const float* b, Index depth, float* c, Index rows, Index row,
+static void short_sums(const float* a, Index a_column, const float* b, Index rows, Index depth, float* c, Index row,
                        Index column) {
     constexpr int GROUPS = N == 1 ? 4 : N <= 3 ? 2 : 1;    // sums at a time that hide the latency of fma
     Index i = 0;
@@ -181,16 +239,41 @@ static void short_sums(const float* a, Index a_column, const float* b, Index dep
         rows_by_column<N, 1>(a + i, a_column, b, depth, c + i * row, rows - i, row, column);
 }
 
-typedef void (*ShortSums)(const float*, Index, const float*, Index, float*, Index, Index, Index);
+// ---- at most NARROW columns, all of them ----
 
+typedef void (*NarrowKernel)(const float* a, Index a_column, const float* b, Index rows, Index depth, float* c,
+                             Index row, Index column);
+
+// The kernels for 1 to N columns.
 template <int N>
-struct ShortKernels {
-    static ShortSums find(Index n) { return n == N ? short_sums<N> : ShortKernels<N - 1>::find(n); }
+struct NarrowKernels {
+    static NarrowKernel by_lanes(Index n) { return n == N ? rows_by_lanes<N> : NarrowKernels<N - 1>::by_lanes(n); }
+    static NarrowKernel short_sums(Index n) { return n == N ? matmul::short_sums<N> : NarrowKernels<N - 1>::short_sums(n); }
 };
 template <>
-struct ShortKernels<0> {
-    static ShortSums find(Index) { return NULL; }
+struct NarrowKernels<0> {
+    static NarrowKernel by_lanes(Index) { return NULL; }
+    static NarrowKernel short_sums(Index) { return NULL; }
 };
+
+// Rows i0 .. i1 - 1. `b` as above. Returns false when memory is short.
+static bool long_sums(Matrix a, const float* b, Index i0, Index i1, Index n, Index depth, float* c, Index row,
+                      Index column) {
+    if (a.row == 1 && a.column != 1) {
+        NarrowKernels<(int)NARROW>::by_lanes(n)(a.at(i0, 0), a.column, b, i1 - i0, depth, c + i0 * row, row, column);
+        return true;
+    }
+    Matrix rows = {a.at(i0, 0), a.row, 1};
+    Workspace copy(a.column == 1 ? 0 : (i1 - i0) * depth);
+    if (!copy.data) return false;
+    if (a.column != 1) {
+        for (Index i = i0; i < i1; i++)
+            for (Index k = 0; k < depth; k++) copy.data[(i - i0) * depth + k] = *a.at(i, k);
+        rows = Matrix{copy.data, depth, 1};
+    }
+    rows_by_dot(rows.data, rows.row, b, i1 - i0, n, depth, c + i0 * row, row, column);
+    return true;
+}
 
 // The rows of a block side by side in `columns`, [depth][BLOCK], unless they are.
 static Matrix side_by_side(Matrix a, Index rows, Index depth, float* columns) {
@@ -219,8 +302,8 @@ static bool narrow_product(Matrix a, Matrix b, Index m, Index n, Index depth, fl
         if (!are_short) return long_sums(a, packed.data, i0, i1, n, depth, c, row, column);
         alignas(64) float columns[SHORT * BLOCK];
         const Matrix block = side_by_side(Matrix{a.at(i0, 0), a.row, a.column}, i1 - i0, depth, columns);
-        ShortKernels<(int)NARROW>::find(n)(block.data, block.column, packed.data, depth, c + i0 * row, i1 - i0, row,
-                                           column);
+        NarrowKernels<(int)NARROW>::short_sums(n)(block.data, block.column, packed.data, i1 - i0, depth, c + i0 * row,
+                                                  row, column);
         return true;
     });
 }
@@ -291,11 +374,6 @@ static bool shallow_product(Matrix a, Matrix b, Index m, Index n, Index depth, f
 }
 
 // ---- which one, if any ----
-
-// A few columns more than whole tiles, where a tile for them would cost much of the whole.
-static inline Index columns_beside_tiles(Index n) {
-    return n <= 2 * NARROW ? n : n < 4 * NR && n % NR <= NARROW ? n % NR : 0;
-}
 
 static inline bool is_narrow(Index m, Index n, Index depth) {
     return depth > 0 && (m <= NARROW || n <= NARROW || depth <= SHALLOW);

@@ -218,13 +218,9 @@ static bool sparse_product_into(Matrix a, Matrix b, Index m, Index n, Index dept
 // C[m x n] = A[m x depth] B[depth x n], by lists where A is sparse. Returns false when memory is short.
 static inline bool product_of(Matrix a, Matrix b, Index m, Index n, Index depth, float* c) {
     if (is_narrow(m, n, depth)) return short_product(a, b, m, n, depth, c);
+    if (is_direct(m, n, depth)) return direct_product(a, b, m, n, depth, c, n);
     if (n >= 2 * WIDTH && is_sparse(a, m, depth)) return sparse_product(a, b, m, n, depth, c);
-    Index j = n - columns_beside_tiles(n);
-    if (j && !product(a, b, m, j, depth, c, n)) return false;
-    for (; j < n; j += NARROW)
-        if (!narrow_product(a, Matrix{b.at(0, j), b.row, b.column}, m, std::min(NARROW, n - j), depth, c + j, n, 1))
-            return false;
-    return true;
+    return product(a, b, m, n, depth, c, n);
 }
 
 // A B into `rule`, by lists where B is sparse.

@@ -125,6 +125,13 @@ SIMD_INLINE void store_first(float* p, vec v, int n) {
 #endif
 }
 
+// n floats, a few vec.
+SIMD_INLINE void copy(const float* from, ptrdiff_t n, float* to) {
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES) store(to + i, load(from + i));
+    if (i < n) store_first(to + i, load_first(from + i, (int)(n - i)), (int)(n - i));
+}
+
 // Pairs (a[l], b[l]) one after another in memory, and back.
 SIMD_INLINE void store_pairs(uint32_t* p, uvec a, uvec b) {
 #if SIMD_AVX512

@@ -58,6 +58,10 @@ extern "C" int product(const float* a, long a_row, long a_column, const float* b
                        long m, long n, long depth, float* c) {
     return matmul::product({a, a_row, a_column}, {b, b_row, b_column}, m, n, depth, c, n);
 }
+extern "C" int direct_product(const float* a, long a_row, long a_column, const float* b, long b_row, long b_column,
+                              long m, long n, long depth, float* c) {
+    return matmul::direct_product({a, a_row, a_column}, {b, b_row, b_column}, m, n, depth, c, n);
+}
 extern "C" int product_of(const float* a, long a_row, long a_column, const float* b, long b_row, long b_column,
                           long m, long n, long depth, float* c) {
     return matmul::product_of({a, a_row, a_column}, {b, b_row, b_column}, m, n, depth, c);
@@ -113,6 +117,11 @@ def multiply(kernel, a, b):
     return c
 
 
+def in_layouts(matrix):
+    """A matrix with its rows, its columns and nothing contiguous."""
+    return matrix, np.asfortranarray(matrix), np.repeat(matrix, 2, axis=1)[:, ::2]
+
+
 def test_product_at_every_width(kernels):
     random = np.random.RandomState(0)
     sizes = [(1, 1, 1), (3, 5, 0), (2, 100, 7), (130, 1, 300), (97, 530, 20), (14, 33, 600)]
@@ -121,6 +130,19 @@ def test_product_at_every_width(kernels):
         a = integers(random, m, depth) if random.rand() < .5 else integers(random, depth, m).T
         b = integers(random, depth, n) if random.rand() < .5 else integers(random, n, depth).T
         np.testing.assert_array_equal(multiply(kernels.product, a, b), a.dot(b))
+
+
+def test_products_without_packing_have_the_bits_of_those_with(kernels):
+    random = np.random.RandomState(9)
+    sizes = [(1, 1, 1), (9, 17, 0), (20, 40, 1), (14, 33, 600), (18, 17, 1000), (97, 130, 20)]
+    sizes += [tuple(random.randint(1, 90, 3)) for _ in range(20)]
+    for m, n, depth in sizes:
+        a, b = random.randn(m, depth).astype('float32'), random.randn(depth, n).astype('float32')
+        expected = multiply(kernels.product, a, b)
+        np.testing.assert_allclose(expected, a.astype(float).dot(b), atol=1e-5 * max(depth, 1))
+        for left in in_layouts(a):
+            for right in in_layouts(b):
+                np.testing.assert_array_equal(multiply(kernels.direct_product, left, right), expected)
 
 
 def test_narrow_and_shallow_products_at_every_width(kernels):
@@ -142,11 +164,12 @@ def test_narrow_and_shallow_products_at_every_width(kernels):
 def test_narrow_products_have_the_same_bits_in_any_layout(kernels):
     random = np.random.RandomState(8)
     for m, depth, n in [(33, 100, 3), (100, 20, 8), (5, 200, 70), (40, 8, 40), (70, 1000, 10), (77, 53, 1),
-                        (1, 300, 41), (9, 5, 1), (2, 40000, 1), (40, 7, 9), (3, 1857, 18)]:
+                        (1, 300, 41), (9, 5, 1), (2, 40000, 1), (40, 7, 9), (3, 1857, 18), (150, 90, 4), (150, 90, 5),
+                        (4, 90, 150), (140, 17000, 1), (70, 17000, 3)]:
         a, b = random.randn(m, depth).astype('float32'), random.randn(depth, n).astype('float32')
         expected = multiply(kernels.product_of, a, b)
-        for left in a, np.asfortranarray(a), np.repeat(a, 2, axis=1)[:, ::2]:
-            for right in b, np.asfortranarray(b), np.repeat(b, 2, axis=1)[:, ::2]:
+        for left in in_layouts(a):
+            for right in in_layouts(b):
                 np.testing.assert_array_equal(multiply(kernels.product_of, left, right), expected)
 
 
