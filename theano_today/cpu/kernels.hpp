@@ -19,11 +19,11 @@ KERNEL bool convolve_back(const conv::Layer& l, const conv::Images& x, const con
 
 // ---- matmul.cpp ----
 
-// An update rule whose type the library does not know: `Rule` is what matmul::product_into_rule takes.
+// An update rule whose type the library does not know: `Rule` is what matmul::products_into_rule takes.
 struct AnyRule {
     const void* rule;
     void (*prefetch_)(const void*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t);
-    void (*apply_)(const void*, const float*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, bool);
+    void (*apply_)(const void*, const float* const*, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t);
 
     template <class Rule>
     explicit AnyRule(const Rule* r) : rule(r), prefetch_(call_prefetch<Rule>), apply_(call<Rule>) {}
@@ -31,8 +31,9 @@ struct AnyRule {
     void prefetch(ptrdiff_t i, ptrdiff_t j, ptrdiff_t rows, ptrdiff_t columns) const {
         prefetch_(rule, i, j, rows, columns);
     }
-    void operator()(const float* tile, ptrdiff_t i, ptrdiff_t j, ptrdiff_t rows, ptrdiff_t columns, bool first) const {
-        apply_(rule, tile, i, j, rows, columns, first);
+    void operator()(const float* const* products, ptrdiff_t ld, ptrdiff_t i, ptrdiff_t j, ptrdiff_t rows,
+                    ptrdiff_t columns) const {
+        apply_(rule, products, ld, i, j, rows, columns);
     }
 
     template <class Rule>
@@ -40,16 +41,15 @@ struct AnyRule {
         ((const Rule*)r)->prefetch(i, j, rows, columns);
     }
     template <class Rule>
-    static void call(const void* r, const float* tile, ptrdiff_t i, ptrdiff_t j, ptrdiff_t rows, ptrdiff_t columns,
-                     bool first) {
-        (*(const Rule*)r)(tile, i, j, rows, columns, first);
+    static void call(const void* r, const float* const* products, ptrdiff_t ld, ptrdiff_t i, ptrdiff_t j,
+                     ptrdiff_t rows, ptrdiff_t columns) {
+        (*(const Rule*)r)(products, ld, i, j, rows, columns);
     }
 };
 
-// See matmul::product_of and matmul::product_into_rule.
+// See matmul::product_of and matmul::products_into_rule.
 KERNEL bool multiply(matmul::Matrix a, matmul::Matrix b, ptrdiff_t m, ptrdiff_t n, ptrdiff_t depth, float* c);
-KERNEL bool multiply_into(matmul::Matrix a, matmul::Matrix b, ptrdiff_t m, ptrdiff_t n, ptrdiff_t depth,
-                          const AnyRule& rule);
+KERNEL bool multiply_into(const matmul::Factors* products, int count, ptrdiff_t m, ptrdiff_t n, const AnyRule& rule);
 
 // ---- mrg.cpp ----
 

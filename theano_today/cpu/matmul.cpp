@@ -1,12 +1,11 @@
 // Matrix products for Ops: see kernels.hpp.
 #include "kernels.hpp"
-#include "matmul_sparse.hpp"
+#include "matmul_update.hpp"
 
 bool kernels::multiply(matmul::Matrix a, matmul::Matrix b, ptrdiff_t m, ptrdiff_t n, ptrdiff_t depth, float* c) {
     return matmul::product_of(a, b, m, n, depth, c);
 }
 
-bool kernels::multiply_into(matmul::Matrix a, matmul::Matrix b, ptrdiff_t m, ptrdiff_t n, ptrdiff_t depth,
-                            const AnyRule& rule) {
-    return matmul::product_into_rule(a, b, m, n, depth, rule);
+bool kernels::multiply_into(const matmul::Factors* products, int count, ptrdiff_t m, ptrdiff_t n, const AnyRule& rule) {
+    return matmul::products_into_rule(products, count, m, n, rule);
 }

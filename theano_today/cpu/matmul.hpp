@@ -1,4 +1,4 @@
-// Matrix products C = A B of float32 matrices with any strides, and products that go straight into an update rule.
+// Matrix products C = A B of float32 matrices with any strides.
 //
 // Every thread owns a rectangle of C and computes it alone: no barriers, no partial sums, and the same bits for any
 // number of threads. Within its rectangle a thread works as follows:
@@ -88,9 +88,9 @@ static void pack(const float* a, Index row, Index column, Index rows, Index dept
 
 // ---- the micro-kernel ----
 
-// Leaves ROWS x NR sums over k of panel a times panel b in `tile`, whose rows are NR apart.
+// Leaves ROWS x NR sums over k of panel a times panel b in `tile`, whose rows are `ld` apart.
 template <Index ROWS>
-static inline void micro_kernel(Index depth, const float* a, const float* b, float* tile) {
+static inline void micro_kernel(Index depth, const float* a, const float* b, float* tile, Index ld) {
     vec sum[ROWS][NV];
 #pragma GCC unroll 16
     for (Index i = 0; i < ROWS; i++)
@@ -110,16 +110,16 @@ static inline void micro_kernel(Index depth, const float* a, const float* b, flo
 #pragma GCC unroll 16
     for (Index i = 0; i < ROWS; i++)
 #pragma GCC unroll 2
-        for (Index v = 0; v < NV; v++) simd::store(tile + i * NR + v * LANES, sum[i][v]);
+        for (Index v = 0; v < NV; v++) simd::store(tile + i * ld + v * LANES, sum[i][v]);
 }
 
 // The same for a number of rows that is known at run time: the last panel of a block may have less than MR.
 template <Index ROWS>
-static inline void micro_kernel(Index rows, Index depth, const float* a, const float* b, float* tile) {
+static inline void micro_kernel(Index rows, Index depth, const float* a, const float* b, float* tile, Index ld) {
     if (rows == ROWS)
-        micro_kernel<ROWS>(depth, a, b, tile);
+        micro_kernel<ROWS>(depth, a, b, tile, ld);
     else
-        micro_kernel<(ROWS > 1 ? ROWS - 1 : 1)>(rows, depth, a, b, tile);
+        micro_kernel<(ROWS > 1 ? ROWS - 1 : 1)>(rows, depth, a, b, tile, ld);
 }
 
 // ---- one thread's rectangle ----
@@ -130,13 +130,29 @@ static inline Index depth_of_parts(Index depth, Index step) {
     return (depth + parts - 1) / parts;
 }
 
-// Compute a rectangle of A B tile by tile. `finish` does something with each tile while it is in the first-level
-// cache: finish.prefetch(i, j, rows, columns) before the tile at row i and column j is computed, then
-// finish(tile, i, j, rows, columns, first), where `first` says that no other part of the sum over k came before.
-// Returns false when there is no memory for the packed pieces.
-template <class Finish>
-static bool multiply_rectangle(Matrix a, Matrix b, Index depth, Index depth_step, Rectangle r, const Finish& finish) {
-    const Index kc = depth_of_parts(depth, depth_step);
+// Where C goes, tile by tile; its rows are `ld` apart.
+struct Store {
+    float* c;
+    Index ld;
+
+    void prefetch(Index i, Index j, Index rows) const {
+        for (Index r = i; r < i + rows; r++) simd::prefetch(c + r * ld + j);
+    }
+
+    void operator()(const float* tile, Index i, Index j, Index rows, Index columns, bool first) const {
+        float* p = c + i * ld + j;
+        for (Index r = 0; r < rows; r++, p += ld, tile += NR)
+            if (columns == NR)
+                for (Index q = 0; q < NR; q += LANES)
+                    simd::store(p + q, first ? simd::load(tile + q) : simd::load(p + q) + simd::load(tile + q));
+            else
+                for (Index q = 0; q < columns; q++) p[q] = first ? tile[q] : p[q] + tile[q];
+    }
+};
+
+// Compute a rectangle of C = A B. Returns false when there is no memory for the packed pieces.
+static bool multiply_rectangle(Matrix a, Matrix b, Index depth, Rectangle r, const Store& store) {
+    const Index kc = depth_of_parts(depth, KC);
     Workspace block(std::min(MC, round_up(r.m1 - r.m0, MR)) * kc);
     Workspace strip(std::min(NC, round_up(r.n1 - r.n0, NR)) * kc);
     if (!block.data || !strip.data) return false;
@@ -153,9 +169,9 @@ static bool multiply_rectangle(Matrix a, Matrix b, Index depth, Index depth_step
                 for (Index j = 0; j < ns; j += NR)
                     for (Index i = 0; i < ms; i += MR) {
                         const Index rows = std::min(MR, ms - i), columns = std::min(NR, ns - j);
-                        finish.prefetch(m + i, n + j, rows, columns);
-                        micro_kernel<MR>(rows, ks, block.data + i * ks, strip.data + j * ks, tile);
-                        finish(tile, m + i, n + j, rows, columns, k == 0);
+                        store.prefetch(m + i, n + j, rows);
+                        micro_kernel<MR>(rows, ks, block.data + i * ks, strip.data + j * ks, tile, NR);
+                        store(tile, m + i, n + j, rows, columns, k == 0);
                     }
             }
             k += kc;
@@ -220,67 +236,13 @@ static bool in_parallel(int threads, Index n, Index step, const Body& body) {
     return done;
 }
 
-template <class Finish>
-static bool multiply(Matrix a, Matrix b, Index m, Index n, Index depth, Index depth_step, const Finish& finish) {
-    const int threads = threads_for((double)m * n * depth);
-    const Grid grid(m, n, threads);
-    return in_parallel(threads, threads, 1, [=, &finish](Index t) {
-        return multiply_rectangle(a, b, depth, depth_step, grid.part((int)t, m, n), finish);
-    });
-}
-
-// ---- C = A B ----
-
-struct Store {
-    float* c;
-    Index ld;    // between its rows
-
-    void prefetch(Index i, Index j, Index rows, Index) const {
-        for (Index r = i; r < i + rows; r++) simd::prefetch(c + r * ld + j);
-    }
-
-    void operator()(const float* tile, Index i, Index j, Index rows, Index columns, bool first) const {
-        float* p = c + i * ld + j;
-        for (Index r = 0; r < rows; r++, p += ld, tile += NR)
-            if (columns == NR)
-                for (Index q = 0; q < NR; q += LANES)
-                    simd::store(p + q, first ? simd::load(tile + q) : simd::load(p + q) + simd::load(tile + q));
-            else
-                for (Index q = 0; q < columns; q++) p[q] = first ? tile[q] : p[q] + tile[q];
-    }
-};
-
 // C[m x n] = A[m x depth] B[depth x n], the rows of C `ld` apart. Returns false when memory is short.
 static inline bool product(Matrix a, Matrix b, Index m, Index n, Index depth, float* c, Index ld) {
-    return multiply(a, b, m, n, depth, KC, Store{c, ld});
-}
-
-// ---- an update rule in the place of C ----
-
-// Beyond this depth a panel of B no longer fits into the second-level cache.
-constexpr Index DEEP = 8 * KC;
-
-// Let `make_product` write all of C, then give it to `rule`. Returns false when memory is short.
-template <class Rule, class MakeProduct>
-static bool through_memory(Index m, Index n, const Rule& rule, const MakeProduct& make_product) {
-    Workspace whole(m * n);
-    if (!whole.data || !make_product(whole.data)) return false;
-    const Index tiles = (n + NR - 1) / NR;
-#ifdef _OPENMP
-#pragma omp parallel for schedule(static)
-#endif
-    for (Index i = 0; i < m; i++)
-        for (Index t = 0; t < tiles; t++)
-            rule(whole.data + i * n + t * NR, i, t * NR, 1, std::min(NR, n - t * NR), true);
-    return true;
-}
-
-// Give A B to `rule` piece by piece. A piece has to be complete, so the sum over k cannot be cut into parts of KC: in a
-// net k counts the rows of a batch, which are few. Where they are many, the product goes through memory after all.
-template <class Rule>
-static bool product_into(Matrix a, Matrix b, Index m, Index n, Index depth, const Rule& rule) {
-    if (depth <= DEEP) return multiply(a, b, m, n, depth, depth, rule);
-    return through_memory(m, n, rule, [=](float* c) { return product(a, b, m, n, depth, c, n); });
+    const int threads = threads_for((double)m * n * depth);
+    const Grid grid(m, n, threads);
+    return in_parallel(threads, threads, 1, [=](Index t) {
+        return multiply_rectangle(a, b, depth, grid.part((int)t, m, n), Store{c, ld});
+    });
 }
 
 }    // namespace matmul

@@ -9,12 +9,13 @@ Two Ops take the place of BLAS in the dense layers of a net:
     is the product that gives a gradient of weights, followed by the update rule.  Gradients of
     large dense layers do not fit into a cache; written and read again they cost as much as the
     product itself.  So the rule (any elementwise expression of the gradient, of arrays of its shape
-    and of scalars) is applied to each small tile of the gradient right after the tile has been
-    computed, and the gradient never reaches memory::
+    and of scalars) is applied to a few rows of the gradient right after they have been computed, and
+    the gradient never reaches memory. Where weights are used twice, as in an autoencoder with tied
+    weights, their gradient is a sum of products, and the rule takes them all::
 
         dW = dot(X.T, dZ)                                  W, v = MatMulUpdate(X.T, dZ, W, v, mu, lr)
-        v_new = mu * v - lr * dW              ──►              for each tile of dot(X.T, dZ):
-        W_new = W + mu * v_new - lr * dW                           v, W = rule(tile, W, v)  in place
+        v_new = mu * v - lr * dW              ──►              for some rows and columns of dot(X.T, dZ):
+        W_new = W + mu * v_new - lr * dW                           v, W = rule(these, W, v)  in place
 
 A factor that is mostly zeros, as the gradient of a layer with ReLU and dropout is, is noticed while
 the function runs; its zeros are then not multiplied (matmul_sparse.hpp).
@@ -40,6 +41,8 @@ MATMUL_POSITION = 1.69
 UPDATE_POSITION = 49.4
 INPLACE_POSITION = 70
 
+MOST_PRODUCTS = 8  # that a rule takes: as in matrix.hpp
+
 
 class _Product(NativeOp):
     """What `MatMul` and `MatMulUpdate` share: two operands with any strides."""
@@ -59,6 +62,13 @@ class _Product(NativeOp):
             PyErr_Format(PyExc_ValueError, "Shape mismatch: %ld x %ld times %ld x %ld",
                          (long)PyArray_DIM(a, 0), (long)PyArray_DIM(a, 1),
                          (long)PyArray_DIM(b, 0), (long)PyArray_DIM(b, 1));
+            return false;
+        }
+
+        static bool sizes_agree(npy_intp m, npy_intp n, npy_intp rows, npy_intp columns) {
+            if (m == rows && n == columns) return true;
+            PyErr_Format(PyExc_ValueError, "Input dimension mis-match: %ld x %ld and %ld x %ld",
+                         (long)m, (long)n, (long)rows, (long)columns);
             return false;
         }
 
@@ -117,34 +127,41 @@ class MatMul(_Product):
 
 
 class MatMulUpdate(_Product):
-    """The product of two float32 matrices, put through an elementwise rule.
+    """Products of two float32 matrices, all of one shape, put through an elementwise rule.
 
     Parameters
     ----------
     rule : theano.scalar.Composite
-        The rule for one element.  Its inputs are an element of the product, then one of each
+        The rule for one element.  Its inputs are an element of each product, then one of each
         matrix, then the scalars.
     matrices : int
-        The number of matrices that the rule takes, all of the shape of the product.
+        The number of matrices that the rule takes, all of the shape of the products.
+    products : int
+        The number of products.  Their factors are the Op's first inputs.
     inplace : tuple of (int, int)
         Pairs (output, matrix): the output is written over that matrix.
     """
 
-    __props__ = ('rule', 'matrices', 'inplace')
+    __props__ = ('rule', 'matrices', 'products', 'inplace')
 
-    def __init__(self, rule, matrices, inplace=()):
+    def __init__(self, rule, matrices, products=1, inplace=()):
         self.rule = rule
         self.matrices = matrices
+        self.products = products
         self.inplace = inplace
         if inplace:
-            self.destroy_map = {output: [2 + matrix] for output, matrix in inplace}
+            self.destroy_map = {output: [2 * products + matrix] for output, matrix in inplace}
 
     def __str__(self):
         return 'MatMulUpdate{{{}}}{}'.format(self.rule, '[inplace]' if self.inplace else '')
 
-    def make_node(self, a, b, *arguments):
-        return gof.Apply(self, [a, b] + list(arguments),
-                         [tt.fmatrix() for _ in range(self.rule.nout)])
+    def make_node(self, *inputs):
+        return gof.Apply(self, list(inputs), [tt.fmatrix() for _ in range(self.rule.nout)])
+
+    def split(self, inputs):
+        """The factors of the products in pairs, the matrices and the scalars among the inputs."""
+        factors, arguments = inputs[:2 * self.products], inputs[2 * self.products:]
+        return list(zip(factors[::2], factors[1::2])), arguments[:self.matrices], arguments[self.matrices:]
 
     def infer_shape(self, node, shapes):
         return [(shapes[0][0], shapes[1][1])] * len(node.outputs)
@@ -153,18 +170,18 @@ class MatMulUpdate(_Product):
         self.rule.prepare_node(node, storage_map, compute_map, impl)
 
     def perform(self, node, inputs, output_storage):
-        arguments = inputs[2:]
-        rule = np.frompyfunc(self.rule.impl, 1 + len(arguments), self.rule.nout)
-        results = rule(inputs[0].dot(inputs[1]), *arguments)
+        factors, matrices, scalars = self.split(inputs)
+        rule = np.frompyfunc(self.rule.impl, self.rule.nin, self.rule.nout)
+        results = rule(*[a.dot(b) for a, b in factors], *matrices, *scalars)
         inplace = dict(self.inplace)
         for i, result in enumerate([results] if self.rule.nout == 1 else results):
             if i in inplace:
-                output_storage[i][0] = arguments[inplace[i]]
+                output_storage[i][0] = matrices[inplace[i]]
                 output_storage[i][0][...] = result
             else:
                 output_storage[i][0] = result.astype('float32')
 
-    # ---- the rule as C code: a functor for matmul.hpp that sees one tile at a time ----
+    # ---- the rule as C code: a functor for matmul_update.hpp that sees some rows at a time ----
 
     def _rule_node(self):
         return self.rule.make_node(*[t() for t in self.rule.inputs_type])
@@ -173,13 +190,13 @@ class MatMulUpdate(_Product):
         return super(MatMulUpdate, self).c_support_code() + self.rule.c_support_code()
 
     def c_support_code_apply(self, node, name):
-        matrices = range(self.matrices)
-        scalars = range(len(node.inputs) - 2 - self.matrices)
+        products, matrices = range(self.products), range(self.matrices)
+        scalars = range(self.rule.nin - self.products - self.matrices)
         outputs = range(self.rule.nout)
         rule_node = self._rule_node()
         code = self.rule.c_code(
             rule_node, name + '_rule',
-            ['g'] + [f'x{i}' for i in matrices] + [f's{i}' for i in scalars],
+            [f'g{i}' for i in products] + [f'x{i}' for i in matrices] + [f's{i}' for i in scalars],
             [f'y{i}' for i in outputs], {'fail': ''})
 
         def each(template, indices):
@@ -193,13 +210,13 @@ class MatMulUpdate(_Product):
                 for (ptrdiff_t r = i; r < i + rows; r++) { %(prefetches)s }
             }
 
-            // n elements of the product, those of row i from column j on, with the same of all matrices.
+            // n elements of all products and matrices: those of row i from column j on.
             template <bool UNIT_STRIDES>
-            void apply(const float* product, ptrdiff_t i, ptrdiff_t j, ptrdiff_t n) const {
+            void apply(const float* const* products, ptrdiff_t offset, ptrdiff_t i, ptrdiff_t j,
+                       ptrdiff_t n) const {
                 %(pointers)s
                 #pragma GCC ivdep
                 for (ptrdiff_t q = 0; q < n; q++) {
-                    const float g = product[q];
                     %(loads)s
                     float %(results)s;
                     %(code)s
@@ -207,15 +224,15 @@ class MatMulUpdate(_Product):
                 }
             }
 
-            void operator()(const float* tile, ptrdiff_t i, ptrdiff_t j, ptrdiff_t rows,
-                            ptrdiff_t columns, bool) const {
-                for (ptrdiff_t r = 0; r < rows; r++, tile += matmul::NR)
+            void operator()(const float* const* products, ptrdiff_t ld, ptrdiff_t i, ptrdiff_t j,
+                            ptrdiff_t rows, ptrdiff_t columns) const {
+                for (ptrdiff_t r = 0; r < rows; r++)
                     if (!unit_strides)
-                        apply<false>(tile, i + r, j, columns);
-                    else if (columns == matmul::NR)
-                        apply<true>(tile, i + r, j, matmul::NR);
+                        apply<false>(products, r * ld, i + r, j, columns);
+                    else if (columns == matmul::NR)    // as sparse_update has them: a loop that g++ unrolls
+                        apply<true>(products, r * ld, i + r, j, matmul::NR);
                     else
-                        apply<true>(tile, i + r, j, columns);
+                        apply<true>(products, r * ld, i + r, j, columns);
             }
 
             bool unit_strides;
@@ -225,30 +242,32 @@ class MatMulUpdate(_Product):
             members=each('matmul::Matrix m{0};', matrices) + each(' float s{0};', scalars) +
             each(' float* out{0}; ptrdiff_t ld{0}, step{0};', outputs),
             prefetches=each('__builtin_prefetch(m{0}.at(r, j));', matrices),
-            pointers=each('const float* p{0} = m{0}.at(i, j);'
-                          ' const ptrdiff_t c{0} = UNIT_STRIDES ? 1 : m{0}.column;', matrices) +
+            pointers=each('const float* const t{0} = products[{0}] + offset;', products) +
+            each(' const float* p{0} = m{0}.at(i, j);'
+                 ' const ptrdiff_t c{0} = UNIT_STRIDES ? 1 : m{0}.column;', matrices) +
             each(' float* o{0} = out{0} + i * ld{0} + j * step{0};'
                  ' const ptrdiff_t d{0} = UNIT_STRIDES ? 1 : step{0};', outputs),
-            loads=each('const float x{0} = p{0}[q * c{0}];', matrices),
+            loads=each('const float g{0} = t{0}[q];', products) +
+            each(' const float x{0} = p{0}[q * c{0}];', matrices),
             results=', '.join(f'y{i}' for i in outputs),
             stores=each('o{0}[q * d{0}] = y{0};', outputs))
 
     def c_code(self, node, name, inputs, outputs, sub):
-        a, b = inputs[:2]
-        matrices = inputs[2:2 + self.matrices]
-        scalars = inputs[2 + self.matrices:]
+        factors, matrices, scalars = self.split(inputs)
         inplace = dict(self.inplace)
         fail = sub['fail']
-        lines = ['if (!operands_agree({}, {})) {{ {} }}'.format(a, b, fail),
-                 'const npy_intp m = PyArray_DIM({}, 0), n = PyArray_DIM({}, 1);'.format(a, b),
+        lines = ['const npy_intp m = PyArray_DIM({}, 0), n = PyArray_DIM({}, 1);'.format(*factors[0]),
+                 'matmul::Factors products[{}];'.format(self.products),
                  'Rule_{} rule;'.format(name), 'rule.unit_strides = true;']
+        for i, (a, b) in enumerate(factors):
+            lines.append("""
+            if (!operands_agree({a}, {b})) {{ {fail} }}
+            if (!sizes_agree(m, n, PyArray_DIM({a}, 0), PyArray_DIM({b}, 1))) {{ {fail} }}
+            products[{i}] = matmul::Factors{{matrix_of({a}), matrix_of({b}), PyArray_DIM({a}, 1)}};""".format(
+                i=i, a=a, b=b, fail=fail))
         for i, x in enumerate(matrices):
             lines.append("""
-            if (PyArray_DIM({x}, 0) != m || PyArray_DIM({x}, 1) != n) {{
-                PyErr_Format(PyExc_ValueError, "Input dimension mis-match: %ld x %ld and %ld x %ld",
-                             (long)m, (long)n, (long)PyArray_DIM({x}, 0), (long)PyArray_DIM({x}, 1));
-                {fail}
-            }}
+            if (!sizes_agree(m, n, PyArray_DIM({x}, 0), PyArray_DIM({x}, 1))) {{ {fail} }}
             rule.m{i} = matrix_of({x});
             rule.unit_strides &= rule.m{i}.column == 1;""".format(i=i, x=x, fail=fail))
         for i, x in enumerate(scalars):
@@ -265,11 +284,10 @@ class MatMulUpdate(_Product):
             rule.step{i} = matrix_of({y}).column;
             rule.unit_strides &= rule.step{i} == 1;""".format(i=i, y=y))
         lines.append("""
-            if (!kernels::multiply_into(matrix_of({}), matrix_of({}), m, n, PyArray_DIM({}, 1),
-                                        kernels::AnyRule(&rule))) {{
+            if (!kernels::multiply_into(products, {}, m, n, kernels::AnyRule(&rule))) {{
                 PyErr_NoMemory();
                 {}
-            }}""".format(a, b, a, fail))
+            }}""".format(self.products, fail))
         return '{\n' + '\n'.join(lines) + '\n}\n'
 
     def c_code_cache_version_apply(self, node):
@@ -297,7 +315,7 @@ def local_dot_to_matmul(node):
 
 
 class FuseUpdates(gof.Optimizer):
-    """MatMul whose result feeds an update rule only -> MatMulUpdate.
+    """MatMuls whose results feed an update rule only -> MatMulUpdate.
 
     The elementwise nodes that become one with the product are its consumers, the consumers of those,
     and what is computed for them alone, as long as all work on matrices of the same shape.  One of
@@ -311,7 +329,7 @@ class FuseUpdates(gof.Optimizer):
     def apply(self, fgraph):
         updates = {fgraph.outputs[o] for o in fgraph.update_mapping or ()}
         for node in fgraph.toposort():
-            if isinstance(node.op, MatMul):
+            if isinstance(node.op, MatMul) and node in fgraph.apply_nodes:  # not part of another's rule
                 group = self._rule(fgraph, node)
                 if any(updates.intersection(member.outputs) for member in group):
                     self._fuse(fgraph, node, group)
@@ -336,18 +354,18 @@ class FuseUpdates(gof.Optimizer):
         return sorted(group, key=order.index)
 
     def _fuse(self, fgraph, product, group):
-        gradient, = product.outputs
-        computed = [gradient] + [output for node in group for output in node.outputs]
+        computed = product.outputs + [output for node in group for output in node.outputs]
         arguments = []
         for node in group:
             arguments += [x for x in node.inputs if x not in computed and x not in arguments]
-        matrices = [x for x in arguments if _is_matrix(x)]
+        products = product.outputs + [x for x in arguments if self._is_for(x, group)][:MOST_PRODUCTS - 1]
+        matrices = [x for x in arguments if _is_matrix(x) and x not in products]
         scalars = [x for x in arguments if not _is_matrix(x)]
         results = [y for node in group for y in node.outputs
                    if any(client == 'output' or client not in group for client, _ in y.clients)]
 
-        element = {x: scalar.float32() for x in [gradient] + matrices + scalars}
-        inputs = [element[x] for x in [gradient] + matrices + scalars]
+        element = {x: scalar.float32() for x in products + matrices + scalars}
+        inputs = list(element.values())
         for node in group:
             outputs = node.op.scalar_op.make_node(*[element[x] for x in node.inputs]).outputs
             element.update(zip(node.outputs, outputs))
@@ -355,9 +373,16 @@ class FuseUpdates(gof.Optimizer):
         if not _has_c_code(rule):
             return
 
-        op = MatMulUpdate(rule, len(matrices))
-        new = op(*product.inputs + matrices + scalars, return_list=True)
+        op = MatMulUpdate(rule, len(matrices), len(products))
+        factors = [x for product in products for x in product.owner.inputs]
+        new = op(*factors + matrices + scalars, return_list=True)
         fgraph.replace_all_validate(list(zip(results, new)), reason='theano_today_fuse_updates')
+
+    @staticmethod
+    def _is_for(variable, group):
+        """Whether this is a product that nobody but the nodes of `group` needs."""
+        return variable.owner is not None and isinstance(variable.owner.op, MatMul) and \
+            {client for client, _ in variable.clients} <= set(group)
 
 
 def _is_rule(node):
@@ -396,11 +421,11 @@ class UpdateInplace(gof.Optimizer):
         for node in fgraph.toposort():
             if not isinstance(node.op, MatMulUpdate) or node.op.inplace:
                 continue
-            inputs = node.inputs[2:2 + node.op.matrices]
-            inplace = tuple((o, inputs.index(replaced[y])) for o, y in enumerate(node.outputs)
-                            if replaced.get(y) in inputs)
+            _, matrices, _ = node.op.split(node.inputs)
+            inplace = tuple((o, matrices.index(replaced[y])) for o, y in enumerate(node.outputs)
+                            if replaced.get(y) in matrices)
             if inplace:
-                op = MatMulUpdate(node.op.rule, node.op.matrices, inplace)
+                op = MatMulUpdate(node.op.rule, node.op.matrices, node.op.products, inplace)
                 new = op(*node.inputs, return_list=True)
                 try:
                     fgraph.replace_all_validate(list(zip(node.outputs, new)),

@@ -28,7 +28,7 @@ constexpr Index WIDTH = SUMS * LANES;
 constexpr Index STEP = 128;
 
 // Up to this share of numbers that are not zero the lists win: a list costs two loads more for each SUMS of fma, and
-// the transposition of the results in `sparse_product_into`.
+// the transposition of the results in `sparse_update`.
 constexpr double SPARSE = 0.45;
 
 // ---- lists ----
@@ -173,46 +173,6 @@ static inline bool sparse_product(Matrix a, Matrix b, Index m, Index n, Index de
     return done;
 }
 
-// ---- A B into an update rule, B sparse ----
-
-// The lists are those of B's columns, and the panel holds WIDTH rows of A: what comes out is the transpose of C.
-template <class Rule>
-static bool sparse_product_into(Matrix a, Matrix b, Index m, Index n, Index depth, const Rule& rule) {
-    const int threads = threads_for((double)m * n * depth);
-    Lists lists(Matrix{b.data, b.column, b.row}, n, depth, depth);
-    if (!lists.make(threads)) return false;
-    bool done = true;
-#ifdef _OPENMP
-#pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : done)
-#endif
-    {
-        Workspace panel(depth * WIDTH), everything(2 * depth);
-        Entry* const all = (Entry*)everything.data;
-        alignas(64) float sums[NR * WIDTH], tile[WIDTH * NR];
-        done = panel.data && all;
-#ifdef _OPENMP
-#pragma omp for schedule(static)
-#endif
-        for (Index i = 0; i < m; i += WIDTH) {
-            if (!done) continue;
-            const Index rows = std::min(WIDTH, m - i);
-            pack_panel<WIDTH>(a.at(i, 0), a.row, a.column, rows, depth, panel.data);
-            const bool finite = all_finite(panel.data, depth * WIDTH);
-            for (Index j = 0; j < n; j += NR) {
-                const Index columns = std::min(NR, n - j);
-                rule.prefetch(i, j, rows, columns);
-                std::fill(sums, sums + NR * WIDTH, 0.f);
-                for (Index q = 0; q < columns; q++)
-                    if (finite) add_list(lists.list(0, j + q), lists.length(0, j + q), panel.data, sums + q * WIDTH);
-                    else add_list(all, lists.everything(0, j + q, all), panel.data, sums + q * WIDTH);
-                simd::transpose(sums, WIDTH, NR, WIDTH, tile, NR);
-                rule(tile, i, j, rows, columns, true);
-            }
-        }
-    }
-    return done;
-}
-
 // ---- which one ----
 
 // C[m x n] = A[m x depth] B[depth x n], by lists where A is sparse. Returns false when memory is short.
@@ -221,15 +181,6 @@ static inline bool product_of(Matrix a, Matrix b, Index m, Index n, Index depth,
     if (is_direct(m, n, depth)) return direct_product(a, b, m, n, depth, c, n);
     if (n >= 2 * WIDTH && is_sparse(a, m, depth)) return sparse_product(a, b, m, n, depth, c);
     return product(a, b, m, n, depth, c, n);
-}
-
-// A B into `rule`, by lists where B is sparse.
-template <class Rule>
-static bool product_into_rule(Matrix a, Matrix b, Index m, Index n, Index depth, const Rule& rule) {
-    if (m <= NARROW || n <= NARROW) return through_memory(m, n, rule, [=](float* c) { return product_of(a, b, m, n, depth, c); });
-    if (m >= 2 * WIDTH && depth <= DEEP && is_sparse(Matrix{b.data, b.column, b.row}, n, depth))
-        return sparse_product_into(a, b, m, n, depth, rule);
-    return product_into(a, b, m, n, depth, rule);
 }
 
 }    // namespace matmul

@@ -20,4 +20,12 @@ struct Matrix {
     const float* at(Index i, Index j) const { return data + i * row + j * column; }
 };
 
+// A[m x depth] B[depth x n], one of the products that an update rule takes.
+struct Factors {
+    Matrix a, b;
+    Index depth;
+};
+
+constexpr int MOST_PRODUCTS = 8;
+
 }    // namespace matmul

@@ -51,7 +51,7 @@ def integers(random, *shape):
 # ---- kernels at every vector width, outside of Theano ----
 
 KERNELS = r'''
-#include "matmul_sparse.hpp"
+#include "matmul_update.hpp"
 #include "mrg.hpp"
 
 extern "C" int product(const float* a, long a_row, long a_column, const float* b, long b_row, long b_column,
@@ -70,9 +70,31 @@ extern "C" int sparse_product(const float* a, long a_row, long a_column, const f
                               long m, long n, long depth, float* c) {
     return matmul::sparse_product({a, a_row, a_column}, {b, b_row, b_column}, m, n, depth, c);
 }
-extern "C" int sparse_product_into(const float* a, long a_row, long a_column, const float* b, long b_row,
-                                   long b_column, long m, long n, long depth, float* c) {
-    return matmul::sparse_product_into({a, a_row, a_column}, {b, b_row, b_column}, m, n, depth, matmul::Store{c, n});
+
+// A rule that takes one product as it is.
+struct Copy {
+    float* c;
+    long n;
+    void prefetch(matmul::Index, matmul::Index, matmul::Index, matmul::Index) const {}
+    void operator()(const float* const* products, matmul::Index ld, matmul::Index i, matmul::Index j,
+                    matmul::Index rows, matmul::Index columns) const {
+        for (matmul::Index r = 0; r < rows; r++)
+            std::copy(products[0] + r * ld, products[0] + r * ld + columns, c + (i + r) * n + j);
+    }
+};
+extern "C" int update(const float* a, long a_row, long a_column, const float* b, long b_row, long b_column,
+                      long m, long n, long depth, float* c) {
+    const matmul::Factors f = {{a, a_row, a_column}, {b, b_row, b_column}, depth};
+    return matmul::update(&f, 1, m, n, depth, Copy{c, n});
+}
+extern "C" int update_through_memory(const float* a, long a_row, long a_column, const float* b, long b_row,
+                                     long b_column, long m, long n, long depth, float* c) {
+    const matmul::Factors f = {{a, a_row, a_column}, {b, b_row, b_column}, depth};
+    return matmul::update_through_memory(&f, 1, m, n, Copy{c, n});
+}
+extern "C" int sparse_update(const float* a, long a_row, long a_column, const float* b, long b_row, long b_column,
+                             long m, long n, long depth, float* c) {
+    return matmul::sparse_update({{a, a_row, a_column}, {b, b_row, b_column}, depth}, m, n, Copy{c, n});
 }
 extern "C" void uniform(int32_t* state, long streams, long n, float* out) {
     mrg::draw(state, streams, n, mrg::Uniform{out});
@@ -122,14 +144,15 @@ def in_layouts(matrix):
     return matrix, np.asfortranarray(matrix), np.repeat(matrix, 2, axis=1)[:, ::2]
 
 
-def test_product_at_every_width(kernels):
+@pytest.mark.parametrize('name', ['product', 'update', 'update_through_memory'])
+def test_product_at_every_width(kernels, name):
     random = np.random.RandomState(0)
     sizes = [(1, 1, 1), (3, 5, 0), (2, 100, 7), (130, 1, 300), (97, 530, 20), (14, 33, 600)]
     sizes += [tuple(random.randint(1, 70, 3)) for _ in range(20)]
     for m, n, depth in sizes:
         a = integers(random, m, depth) if random.rand() < .5 else integers(random, depth, m).T
         b = integers(random, depth, n) if random.rand() < .5 else integers(random, n, depth).T
-        np.testing.assert_array_equal(multiply(kernels.product, a, b), a.dot(b))
+        np.testing.assert_array_equal(multiply(getattr(kernels, name), a, b), a.dot(b))
 
 
 def test_products_without_packing_have_the_bits_of_those_with(kernels):
@@ -173,7 +196,7 @@ def test_narrow_products_have_the_same_bits_in_any_layout(kernels):
                 np.testing.assert_array_equal(multiply(kernels.product_of, left, right), expected)
 
 
-@pytest.mark.parametrize('name', ['sparse_product', 'sparse_product_into'])
+@pytest.mark.parametrize('name', ['sparse_product', 'sparse_update'])
 def test_sparse_products_at_every_width(kernels, name):
     random = np.random.RandomState(0)
     sizes = [(1, 1, 1), (3, 5, 0), (2, 100, 7), (130, 1, 300), (97, 530, 20), (14, 33, 600)]
@@ -509,6 +532,56 @@ def test_a_factor_of_the_product_is_not_overwritten(transpose):
     assert not node.op.inplace
     function(factor)
     np.testing.assert_array_equal(W.get_value(), value + (value.T if transpose else value).dot(factor))
+
+
+@pytest.mark.parametrize('count', [2, 3, 11])
+def test_gradients_that_are_sums_of_products(count):
+    """Weights used in several places: one Op takes up to eight products, whatever stands between them."""
+    random = np.random.RandomState(0)
+    As, Gs = [[T.fmatrix() for _ in range(count)] for _ in range(2)]
+    products = [T.dot(A.T, G) for A, G in zip(As, Gs)]
+    gradient = products[0] - 2 * sum(products[1:])
+    W, v = [theano.shared(np.zeros((1, 1), 'float32')) for _ in range(2)]
+    new_v = np.float32(.5) * v - gradient
+    function = theano.function(As + Gs, [], updates=[(v, new_v), (W, W + new_v)])
+    node, = nodes(function, MatMulUpdate)
+    assert node.op.products == min(count, 8)
+    assert len(nodes(function, MatMul)) == count - node.op.products
+
+    depths = np.arange(count)
+    for m, n, depth, zeros in [(30, 20, 7, 0), (6, 16, 128, 0), (130, 530, 20, 0), (20, 5, 3, 0), (20, 9, 2500, 0),
+                               (300, 70, 40, .9)]:
+        values = [integers(random, depth + k, size) for size in (m, n) for k in depths]
+        for G in values[count:]:
+            G *= random.rand(*G.shape) >= zeros
+        old_W, old_v = integers(random, m, n), integers(random, m, n)
+        W.set_value(old_W)
+        v.set_value(old_v)
+        function(*values)
+        expected = [A.T.dot(G) for A, G in zip(values, values[count:])]
+        expected = np.float32(.5) * old_v - (expected[0] - 2 * sum(expected[1:]))
+        np.testing.assert_array_equal(v.get_value(), expected)
+        np.testing.assert_array_equal(W.get_value(), old_W + expected)
+
+    values[-1] = values[-1][:, 1:]
+    with pytest.raises(ValueError, match='mis-match'):
+        function(*values)
+
+
+@pytest.mark.parametrize('engine', [None, theano.Mode(linker='py', optimizer=theano.compile.mode.OPT_FAST_RUN)])
+def test_tied_weights(engine):
+    """W is a factor of its own update, and its gradient a sum of two products."""
+    x = T.fmatrix()
+    results = []
+    for mode, count in (engine, 1), (STOCK, 0):
+        random = np.random.RandomState(0)
+        W = theano.shared(random.randn(30, 20).astype('float32'))
+        loss = ((T.dot(T.tanh(T.dot(x, W)), W.T) - x) ** 2).mean()
+        function = theano.function([x], loss, updates=updates.sgd(loss, [W], .1), mode=mode)
+        assert [node.op.products for node in nodes(function, MatMulUpdate)] == [2] * count
+        results.append([function(random.randn(8, 30).astype('float32')) for _ in range(5)] + [W.get_value()])
+    for got, expected in zip(*results):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_update_wants_shapes_that_agree():
