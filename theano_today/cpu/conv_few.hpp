@@ -15,16 +15,19 @@
 
 namespace conv {
 
-// Whether there are so few filters that pixels in the lanes are the faster way.
-static inline bool is_few(const Layer& l) {
-    const bool few = l.O <= LANES / 2 || (l.O <= 2 * LANES && l.KH * l.segment <= 4);
-    return few && l.OW >= LANES && l.W >= LANES && l.stride_h == 1 && l.stride_w == 1;
-}
-
-// Whether such a layer can do without channels last throughout.
+// Whether a layer can do without channels last throughout.
 static inline bool is_plain(const Layer& l) {
     return l.positions == 1 && !l.dropout && l.pool_stride_h == 1 && l.pool_stride_w == 1 && l.pool_pad_h == 0 &&
            l.pool_pad_w == 0;
+}
+
+// Whether there are so few filters that pixels in the lanes are the faster way.
+static inline bool is_few(const Layer& l) {
+    const long weights = l.KH * l.segment;
+    const bool leave_a_third = 3 * l.O <= 2 * round_up(l.O, LANES);    // of their vec empty
+    const bool few = l.O <= LANES / 2 ||
+                     (l.O <= 2 * LANES && (weights <= 4 || (weights <= 32 && leave_a_third && is_plain(l))));
+    return few && l.OW >= LANES && l.W >= LANES && l.stride_h == 1 && l.stride_w == 1;
 }
 
 // Channels-first rows: row y of plane c begins at data + c * plane + y * row.
