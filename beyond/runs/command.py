@@ -36,20 +36,22 @@ def parse(argv, program, doc, everything, steps):
         What is done when no step is named.
     steps : dict of str to (function, metavar, default, help)
         `metavar` is '' for a step that takes nothing, and ends with ... for one that takes several
-        words; with a default, the word may be missing.
+        words; with a default, or in [brackets], the word may be missing.
 
     Returns
     -------
     argparse.Namespace
-        step, its function and the arguments to call it with; config, fresh.
+        step, its function and the arguments to call it with; config, set, fresh.
     """
     parser = argparse.ArgumentParser(
         prog='python ' + program, description=doc,
-        usage=f'python {program} [-h] [--config FILE] [--fresh] [STEP ...]',
+        usage=f'python {program} [-h] [--config FILE] [--set NAME=VALUE] [--fresh] [STEP ...]',
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='Without a step: the first four, one after the other.')
     parser.add_argument('--config', metavar='FILE',
                         help='take constants and net from a YAML file, as a record of a run has it')
+    parser.add_argument('--set', metavar='NAME=VALUE', action='append', default=[],
+                        help='set a constant, also one of the file; several times for several')
     parser.add_argument('--fresh', action='store_true',
                         help='forget the checkpoint of a training that was stopped, start anew')
     parser.set_defaults(function=everything)
@@ -58,9 +60,10 @@ def parse(argv, program, doc, everything, steps):
         step = subparsers.add_parser(name, help=help_, description=help_)
         step.set_defaults(function=function)
         if metavar:
-            several = metavar.endswith('...')
-            step.add_argument('arguments', metavar=metavar.rstrip('.'), default=default,
-                              nargs='+' if several else None if default is None else '?')
+            several, optional = metavar.endswith('...'), default is not None or metavar[0] == '['
+            step.add_argument('arguments', metavar=metavar.strip('[.]'), default=default,
+                              nargs={(0, 0): None, (0, 1): '?', (1, 0): '+', (1, 1): '*'}[
+                                  several, optional])
         if name.startswith('fit'):
             step.add_argument('--fresh', action='store_true', default=argparse.SUPPRESS)
     args = parser.parse_args(argv)

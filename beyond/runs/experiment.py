@@ -119,7 +119,7 @@ def read(fname):
             for name in ('constants', 'net')}
 
 
-def constants(fname, namespace):
+def constants(fname, namespace, settings=()):
     """Read an experiment as constants of a program: those of the file, and NET for its net.
 
     Parameters
@@ -128,6 +128,8 @@ def constants(fname, namespace):
         The file; None: no constants.
     namespace : dict
         That of the program.  What they replace are its names in capitals.
+    settings : sequence of str
+        Constants as on a command line, 'SEED=43', with values as in a file.  They replace the file's.
 
     Returns
     -------
@@ -137,13 +139,23 @@ def constants(fname, namespace):
     ------
     ConfigError
     """
-    if fname is None:
-        return {}
-    described = read(fname)
     defaults = {name: value for name, value in namespace.items() if name.isupper()}
-    found = checked_constants(described['constants'], defaults, fname)
-    net_settings(described['net'], fname)  # to name the file in what is wrong
-    return dict(found, NET=described['net'])
+    found = {}
+    if fname is not None:
+        described = read(fname)
+        found = checked_constants(described['constants'], defaults, fname)
+        net_settings(described['net'], fname)  # to name the file in what is wrong
+        found['NET'] = described['net']
+    for setting in settings:
+        name, equals, value = setting.partition('=')
+        try:
+            value = yaml.load(value, _Loader)
+        except yaml.YAMLError:
+            equals = ''
+        if not equals or name == 'NET':
+            raise ConfigError(f'--set {setting}: a constant and its value are needed, as in SEED=43.')
+        found.update(checked_constants({name: value}, defaults, '--set'))
+    return found
 
 
 def checked_constants(described, defaults, fname='constants'):
@@ -207,6 +219,7 @@ def changed(net, described, fname='net'):
 
     Layers in the file take the place of all of the net's layers and their settings.  Handlers come
     in addition, before the first that sets the weights in the end, such as kfkd's EarlyStopping.
+    What another update rule does not take, as Adam no momentum, goes, and handlers that change it.
     """
     if not described:
         return net
@@ -221,6 +234,13 @@ def changed(net, described, fname='net'):
                      for layer in params['layers']]:
             for key in [key for key in net._kwarg_keys if key.startswith(name + '_')]:
                 del params[key]
+    if 'update' in settings:
+        taken = ['update_' + name for name in _arguments(settings['update'])]
+        gone = [key for key in params if key.startswith('update_') and key not in taken]
+        for key in gone:
+            del params[key]
+        params['on_epoch_finished'] = [handler for handler in params['on_epoch_finished']
+                                       if getattr(handler, 'name', None) not in gone]
     if net.verbose:  # the constructor adds its print handlers again
         for key in 'on_epoch_finished', 'on_training_started':
             params[key] = [handler for handler in params[key]
@@ -422,9 +442,12 @@ def describe_net(net, leave_out=()):
         described['layers'].append(_Line(entry))
     defaults = {name: parameter.default for name, parameter in
                 inspect.signature(NeuralNet.__init__).parameters.items()}
+    defaults['objective_loss_function'] = (  # the constructor has None for it
+        objectives.squared_error if net.regression else objectives.categorical_crossentropy)
+    always = set(NAMED) - {'objective_loss_function'}
     for key in tuple(NAMED) + PLAIN:
         value = getattr(net, key)
-        if key not in leave_out and (key in NAMED or value != defaults[key]):
+        if key not in leave_out and (key in always or value != defaults[key]):
             described[key] = _name_of(NAMED.get(key, {}), value, key)
     for key in net._kwarg_keys:
         if key.startswith(('update_', 'objective_')) and key not in leave_out:

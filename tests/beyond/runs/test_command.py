@@ -8,14 +8,16 @@ from beyond.runs.training import best_error
 from theano_today.nets.checkpoint import Stopped
 from theano_today.nets.files import FileError
 
-STEPS = {'fit': (print, '', None, 'train'), 'predict': (len, 'NETS', 'nets.pickle', 'mark'),
+STEPS = {'fit': (print, '', None, 'train'), 'tune': (iter, '[NET]', None, 'from a net or none'),
+         'predict': (len, 'NETS...', 'nets.pickle', 'mark'),
          'compare': (max, 'RUN...', None, 'tell apart'), 'report': (min, 'RUN', None, 'show')}
 
 
 @pytest.mark.parametrize('words, function, arguments', [
     ([], sum, []), (['fit'], print, []), (['predict'], len, ['nets.pickle']),
-    (['predict', 'other'], len, ['other']), (['compare', 'a', 'b'], max, ['a', 'b']),
-    (['report', 'a'], min, ['a'])])
+    (['predict', 'other'], len, ['other']), (['predict', 'a', 'b'], len, ['a', 'b']),
+    (['compare', 'a', 'b'], max, ['a', 'b']),
+    (['report', 'a'], min, ['a']), (['tune'], iter, [None]), (['tune', 'a'], iter, ['a'])])
 def test_steps(words, function, arguments):
     args = command.parse(words, 'p', 'Text.', sum, STEPS)
     assert (args.function, args.arguments) == (function, arguments)
@@ -26,6 +28,8 @@ def test_options_stand_before_the_step_and_fresh_behind_it_too():
     for words in ['--fresh', 'fit'], ['fit', '--fresh'], ['--fresh']:
         assert command.parse(words, 'p', '', sum, STEPS).fresh
     assert command.parse(['--config', 'f.yaml', 'fit'], 'p', '', sum, STEPS).config == 'f.yaml'
+    assert command.parse(['--set', 'A=1', '--set', 'B=c d', 'fit'], 'p', '', sum, STEPS).set == [
+        'A=1', 'B=c d']
     with pytest.raises(SystemExit):
         command.parse(['predict', '--fresh'], 'p', '', sum, STEPS)
 

@@ -195,6 +195,42 @@ def test_kfkds_own_constants_come_back(folder, monkeypatch):
         type(handler) for handler in before.on_epoch_finished]
 
 
+def test_constants_of_the_command_line(tmp_path):
+    program = dict(SEED=42, RATE=(.1, .2), FNET='net.pickle', NET=None, AUGMENT=None, small=1)
+    (tmp_path / 'e.yaml').write_text('constants: {SEED: 1, FNET: a.pickle}')
+    settings = ['SEED=43', 'RATE=[1, 2]', 'AUGMENT={faces: {middle: 47}}']
+    found = {'SEED': 43, 'RATE': (1, 2), 'AUGMENT': {'faces': {'middle': 47}}}
+    assert experiment.constants(None, program, settings) == found
+    assert experiment.constants(str(tmp_path / 'e.yaml'), program, settings) == dict(
+        found, FNET='a.pickle', NET={})
+    assert experiment.constants(None, program) == {}
+
+
+@pytest.mark.parametrize('setting, words', [
+    ('SEED', '--set SEED: a constant and its value are needed, as in SEED=43'), ('SEED=[', 'are needed'),
+    ('NET={}', 'are needed'), ('SEEDS=1', "--set: 'SEEDS' is not known. Did you mean SEED?"),
+    ('SEED=one', '--set: SEED: a number is needed'), ('=1', "'' is not known"), ('small=1', 'not known')])
+def test_constants_of_the_command_line_that_are_wrong(setting, words):
+    with pytest.raises(experiment.ConfigError) as info:
+        experiment.constants(None, dict(SEED=42, NET=None, small=1), [setting])
+    assert words in str(info.value)
+
+
+def test_another_update_rule_takes_what_it_takes(capsys):
+    """Adam has no momentum, so nothing is left that would set one; it trains."""
+    net = experiment.changed(kfkd.build_net(), {
+        'update': 'adam', 'update_beta1': .8, 'max_epochs': 2, 'verbose': 0,
+        'layers': [dict(name='input', type='InputLayer', shape=[None, 1, 96, 96]),
+                   dict(name='output', type='DenseLayer', num_units=30, nonlinearity=None)]})
+    assert net.update is adam and net.update_beta1.get_value() == np.float32(.8)
+    assert not hasattr(net, 'update_momentum')
+    names = [getattr(handler, 'name', None) for handler in net.on_epoch_finished]
+    assert 'update_learning_rate' in names and 'update_momentum' not in names
+    random = np.random.RandomState(0)
+    net.fit(random.rand(10, 1, 96, 96).astype('f4'), random.rand(10, 30).astype('f4'))
+    assert len(net.train_history_) == 2
+
+
 RECIPES = sorted(glob.glob(os.path.join(os.path.dirname(kfkd.__file__), 'beyond', 'recipes', '*.yaml')))
 
 
