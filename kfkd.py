@@ -65,6 +65,7 @@ SPECIALIST_RATE = 1             # share of LEARNING_RATE with which specialists 
 DROPOUT = 0.1, 0.2, 0.3, 0.5    # share of units left out in training, behind layers 1 to 4 (same)
 AUGMENT = None                  # None: flips only. 'faces', 'deck': beyond.augmentation's PRESETS
 MIRROR = False                  # predict the mean of a face's points and its mirror image's (False)
+ALIGN = False                   # look again, at faces turned to lie as the mean face does (False)
 MONITOR = False                 # record activations, gradients and updates (beyond.monitors)
 NET = None                      # what --config says of the net, other than the deck's
 STANDARDIZE = False             # inputs of mean 0 and deviation 1: no plateau at the start (False)
@@ -84,9 +85,9 @@ TENSORBOARD = None              # folder for TensorBoard's event files; None: no
 LARGEST_TABLE = 4e9             # bytes of a CSV file; Kaggle's have 0.24e9
 TRUSTED = ()                    # classes and functions of your own that pickled nets may refer to
 
-DECK = dict(                    # the deck's constants, whatever you have set above
-    MAX_EPOCHS=3000, PATIENCE=200, BATCH_SIZE=128, EVAL_SIZE=0.2, LEARNING_RATE=(0.03, 0.0001),
-    MOMENTUM=(0.9, 0.999), SPECIALIST_SAMPLES=4e6, SPECIALIST_RATE=1, AUGMENT=None, MONITOR=False,
+DECK = dict(MAX_EPOCHS=3000,    # the deck's constants, whatever you have set above
+    PATIENCE=200, BATCH_SIZE=128, EVAL_SIZE=0.2, LEARNING_RATE=(0.03, 0.0001), AUGMENT=None,
+    MOMENTUM=(0.9, 0.999), SPECIALIST_SAMPLES=4e6, SPECIALIST_RATE=1, MONITOR=False, ALIGN=False,
     DROPOUT=(0.1, 0.2, 0.3, 0.5), NET=None, STANDARDIZE=False, SEED=42, GAPS=False, MIRROR=False)
 DRAWN = os.path.join(DATA, 'faces')
 DRAWN_ROWS = 6000, 500          # drawn faces for training (some 30 % with all points), for testing
@@ -229,8 +230,7 @@ class EarlyStopping:
             self.best_weights = nn.get_all_params_values()
         elif self.best_weights and self.best_valid_epoch + self.patience < current_epoch:
             print("Early stopping.")
-            print("Best valid loss was {:.6f} at epoch {}.".format(
-                self.best_valid, self.best_valid_epoch))
+            print(f"Best valid loss was {self.best_valid:.6f} at epoch {self.best_valid_epoch}.")
             raise StopIteration()
 
     def on_training_finished(self, nn, train_history):  # also at the last epoch, or Ctrl-C
@@ -295,15 +295,17 @@ net = build_net()
 # nolearn's `fit` loops over epochs and batches: forward, loss, backward, update; then over the
 # validation batches, forward only, for that is how good the net is on faces it has not learned.
 
-def fit(keep_checkpoint=False):
+def fit(fname_pretrain=None, keep_checkpoint=False):
     """Train the net on all 30 labels and write it to FNET; return it.
 
+    It starts from the weights of the net in `fname_pretrain`, but for layers of another shape.
     With `keep_checkpoint`, calling it again gives the same net at once: for longer programs.
     """
     global net
     c = constants()
     files.check_writable(FNET)
     files.check_free(FCHECKPOINT.format(name='net'))  # or another process is training this net
+    net_pretrain = net_files.single(load_nets, fname_pretrain)  # None: random weights
     X, y = load2d()
     tables.check_columns(c.FTRAIN)
     tables.check_enough(X, c.EVAL_SIZE, c.FTRAIN)
@@ -312,7 +314,9 @@ def fit(keep_checkpoint=False):
     lasagne.random.set_rng(np.random.RandomState(c.SEED))
     net = build_net(c)
     net.columns_ = COLUMNS
-    FaceBatchIterator.standardize(net, c.STANDARDIZE, X)
+    FaceBatchIterator.standardize(net, c.STANDARDIZE, X, net_pretrain)
+    if net_pretrain is not None:
+        net.load_params_from(net_pretrain)
     training = Training('net', COLUMNS, c)
     with training.checkpointed(net, X, y):
         net.fit(X, y)
@@ -385,12 +389,11 @@ def fit_specialists(fname_pretrain=None, keep_checkpoint=False):
             # if a pretrain model was given, use it to initialize the weights of our new model:
             model.load_params_from(net_pretrain)
 
-        cols = training.columns
-        print("Training model for columns {} for {} epochs".format(cols, model.max_epochs))
+        print(f"Training model for columns {training.columns} for {model.max_epochs} epochs")
         with training.checkpointed(model, X, y):
             model.fit(X, y)
         training.raise_if_stopped()
-        specialists[cols] = model
+        specialists[training.columns] = model
 
     net_files.save(specialists, FSPECIALISTS)
     if not keep_checkpoint:
@@ -401,13 +404,13 @@ def fit_specialists(fname_pretrain=None, keep_checkpoint=False):
 # --------------------------------------------------------------------------------- slide "Flow"
 # What it is all for: the points of faces that no net has seen.
 
-def predict(fname_specialists='net-specialists.pickle'):
-    """Mark the points of the test faces and write them as Kaggle wants them: RowId, Location."""
+def predict(fname_specialists='net-specialists.pickle', *fnames):
+    """Mark the test faces' points, the mean of several files, and write what Kaggle wants of them."""
     c = constants()
-    specialists = net_files.by_columns(load_nets(fname_specialists), fname_specialists)
+    nets = {f: net_files.by_columns(load_nets(f), f) for f in (fname_specialists, *fnames)}
 
     X = load2d(test=True)[0]
-    y_pred = net_files.predict(specialists, X, fname_specialists, c.MIRROR)  # of each, side by side
+    y_pred = net_files.predict_mean(nets, X, c.MIRROR, align=c.ALIGN)
     df = (y_pred * 48 + 48).clip(0, 96).set_axis(tables.image_ids(c.FTEST))
     figures.write_page(X, y_pred.values, plot_sample, FPREDICTIONS,
                        '16 test faces and the points found in them')
@@ -455,13 +458,10 @@ def plot_learning_curves(fname_specialists='net-specialists.pickle'):
         ax.plot(done, train_loss, color=color, linestyle='--', linewidth=3, alpha=0.6)
         valid_losses.append(np.interp(share, done, valid_loss, left=np.nan))
 
-    weights = np.array([len(cg) for cg in models], dtype=float)
-    weights /= weights.sum()
-    mean_valid_loss = (np.vstack(valid_losses) * weights.reshape(-1, 1)).sum(axis=0)
+    mean_valid_loss = np.average(valid_losses, axis=0, weights=[len(cg) for cg in models])
     if len(models) > 1:
         ax.plot(share, mean_valid_loss, color=figures.RED, label='mean', linewidth=4, alpha=0.8)
-    ax.set_ylabel("RMSE (pixels)")
-    ax.set_xlabel("share of the training done (%)")
+    ax.set(xlabel="share of the training done (%)", ylabel="RMSE (pixels)")
     figures.write_curves(fig, ax, FCURVES, lowest=1.0, highest=4.0)
 
 
@@ -478,10 +478,10 @@ def run():
 def main(argv=None):
     """Do what the command line says; return the exit status."""
     args = command.parse(argv, 'kfkd.py', __doc__, run, {  # function, what it takes, default, help
-        'fit': (fit, '', None, 'train the first net'),
+        'fit': (fit, '[NET]', None, 'train the first net, from the weights of another or none'),
         'fit_specialists': (fit_specialists, 'NET', FNET, 'fine-tune six specialists from it'),
         'plot_learning_curves': (plot_learning_curves, 'NETS', FSPECIALISTS, 'draw RMSE and epoch'),
-        'predict': (predict, 'NETS', FSPECIALISTS, 'mark the test faces, write a submission'),
+        'predict': (predict, 'NETS...', FSPECIALISTS, 'mark the test faces, write a submission'),
         'mark': (lambda *fnames: command.mark(fnames, mark, FMARKED, FPOINTS), 'PHOTO...', None,
                  'mark the faces in photographs'),
         'compare': (lambda *runs: compare.compare(runs, FCOMPARE, 48, 'pixels'), 'RUN...', None,
@@ -492,7 +492,7 @@ def main(argv=None):
                    'FILE', None, 'write constants and net for --config')})
     with command.exit_status('kfkd.py') as status:
         files.remove_leftovers(*command.patterns(globals()))
-        globals().update(experiment.constants(args.config, globals()))
+        globals().update(experiment.constants(args.config, globals(), args.set))
         if args.fresh:
             remove_checkpoints(FCHECKPOINT, args.step)
         with record.Record(RUNS, args.step or 'all', constants, __file__, argv):

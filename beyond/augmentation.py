@@ -10,7 +10,8 @@ import numpy as np
 import theano.tensor as T
 from nolearn.lasagne import BatchIterator
 
-from data.make_faces import COLUMNS
+from data.make_faces import COLUMNS, KEYPOINTS, SIZE, xy
+from data.photos import LYING, MEAN_FACE, similarity
 from theano_today.nets.batches import ahead
 from theano_today.nets.files import FileError
 
@@ -405,7 +406,7 @@ def augmented(wanted):
     return make
 
 
-# --------------------------------------------------------------------- what a mirror says of a face
+# ------------------------------------------- what a mirror and a second look say of a face
 
 def predict_mirrored(net, X):
     """Predict the points of faces: the mean of what a net finds in each and in its mirror image.
@@ -420,14 +421,53 @@ def predict_mirrored(net, X):
     -------
     ndarray of float32, shape (n, 2k)
     """
-    iterator = net.batch_iterator_train
     half = X.shape[3] / 2
-    # Pixel p of a mirror image is pixel width - 1 - p; kfkd's FlipBatchIterator has labels that are
-    # mirrored by their sign alone.
-    middle = getattr(iterator, 'middle', half - .5)
-    shift = (2 * half - 1 - 2 * (half if middle is None else middle)) / half
+    shift = (2 * half - 1 - 2 * middle_of(net, X)[0]) / half  # pixel p becomes width - 1 - p
     y, mirrored = net.predict(X), net.predict(X[:, :, :, ::-1])
     mirrored[:, ::2] = shift - mirrored[:, ::2]
-    for a, b in iterator.flip_indices:
+    for a, b in net.batch_iterator_train.flip_indices:
         mirrored[:, [a, b]] = mirrored[:, [b, a]]
     return (y + mirrored) / 2
+
+
+def middle_of(net, X):
+    """The pixel (x, y) where a net's labels have their 0, as its training iterator has it."""
+    half = np.array(X.shape[:1:-1]) / 2
+    # kfkd's FlipBatchIterator, which has no `middle`, mirrors labels by their sign alone.
+    middle = getattr(net.batch_iterator_train, 'middle', half - .5)
+    return half if middle is None else np.broadcast_to(middle, 2)
+
+
+def predict_aligned(predict, X, columns, middle):
+    """Predict the points of faces, turn the faces so that these lie as in the mean face, do it again.
+
+    Parameters
+    ----------
+    predict : callable
+        From images to x and y of points in turn, an array (n, 2k), in [-1, 1].
+    X : ndarray, shape (n, channels, height, width)
+    columns : sequence of str
+        What `predict` predicts.
+    middle : (float, float)
+        The pixel where its answers have their 0, as `middle_of` says.
+
+    Returns
+    -------
+    ndarray, shape (n, 2k)
+        The mean of both; the first where `columns` do not tell how a face lies (`data.photos.LYING`).
+    """
+    first = predict(X)
+    if not knows_how_faces_lie(columns):
+        return first
+    half = np.array(X.shape[:1:-1]) / 2
+    mean = MEAN_FACE[[KEYPOINTS.index(name[:-2]) for name in columns[::2]]] * (2 * half / SIZE) - half
+    maps = np.array([similarity(points, mean) for points in first.reshape(len(X), -1, 2) * half])
+    found = predict(warp(X, maps, middle)).reshape(len(X), -1, 2) * half
+    second = (found - maps[:, None, :, 2]) @ np.linalg.inv(maps[:, :, :2]).transpose(0, 2, 1) / half
+    return (first + second.reshape(first.shape)) / 2
+
+
+def knows_how_faces_lie(columns):
+    """Whether columns are whole points, those that tell how a face lies among them."""
+    points = [name[:-2] for name in columns[::2]]
+    return tuple(columns) == xy(*points) and set(LYING) <= set(columns)

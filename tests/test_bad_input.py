@@ -461,16 +461,16 @@ def test_nets_that_answer_something_else_do_not_predict(refused, outputs):
 # -------------------------------------------------------------------------------- command line
 
 @pytest.mark.parametrize('argv', [
-    ['fly'], ['Fit'], ['fit', 'net.pickle'], ['predict', 'a', 'b'], ['--fast'], ['fit', '--fast'],
+    ['fly'], ['Fit'], ['fit', 'a', 'b'], ['report', 'a', 'b'], ['--fast'], ['fit', '--fast'],
     ['predict', '--fresh'], ['plot_learning_curves', '--fresh'], ['--fresh=1'], ['-x'], ['--', '--x'],
-    ['', ''], ['main'], ['globals'], ['__import__'], ['fit; ls'], ['predict', '--', 'a', 'b'],
+    ['', ''], ['main'], ['globals'], ['__import__'], ['fit; ls'], ['report', '--', 'a', 'b'],
 ])
 def test_command_lines_with_usage(folder, good, capsys, argv):
     status, message = run(folder, good, argv, capsys)
     assert status == 2 and 'usage: python kfkd.py' in message
 
 
-@pytest.mark.parametrize('step', ['predict', 'plot_learning_curves', 'fit_specialists'])
+@pytest.mark.parametrize('step', ['predict', 'plot_learning_curves', 'fit', 'fit_specialists'])
 @pytest.mark.parametrize('fname', [
     '', ' ', '.', '/', '..', 'nowhere/net.pickle', 'net.pickle/x', '~nobody/net.pickle', '\0', 'a\0b',
     '\udc80', 'x' * 5000, '\x1b[2J', 'training.csv', '/dev/null', '/dev/zero', '/proc/self/mem',

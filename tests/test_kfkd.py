@@ -441,6 +441,25 @@ def test_specialist_starts_from_the_first_net(files, small_net, monkeypatch):
     assert kfkd.FlipBatchIterator.flip_indices[-1] == (23, 25)
 
 
+def test_the_first_net_starts_from_another(files, small_net, monkeypatch):
+    monkeypatch.setattr(kfkd, 'STANDARDIZE', True)
+    first = kfkd.fit()
+    os.rename('net.pickle', 'other.pickle')
+    started = []
+    fit = NeuralNet.fit
+
+    def noted(model, X, y):
+        started.append(model.layers_['hidden'].W.get_value())
+        return fit(model, X + np.float32(.1), y)
+
+    monkeypatch.setattr(NeuralNet, 'fit', noted)
+    assert kfkd.main(['fit', 'other.pickle']) == 0
+    np.testing.assert_array_equal(started[0], first.layers_['hidden'].W.get_value())
+    second = kfkd.load_nets('net.pickle')
+    assert second.batch_iterator_test.pixel_mean == first.batch_iterator_test.pixel_mean != 0
+    assert not np.array_equal(second.layers_['hidden'].W.get_value(), started[0])
+
+
 def interrupt(nn, train_history):
     """A handler: Ctrl-C after the second epoch."""
     if len(train_history) == 2:
@@ -569,6 +588,15 @@ def test_submission_is_clipped_and_in_the_order_of_the_table(constant_nets):
     assert list(submission['Location']) == [96, 96, 72, 96, 96]
 
 
+def test_the_mean_of_several_files(constant_nets):
+    """A column that only one file's nets know is theirs."""
+    net_files.save(OrderedDict([(('left_eye_center_x', 'left_eye_center_y'), Constant(0.25, 2))]),
+                   'other.pickle')
+    assert kfkd.main(['predict', 'nets.pickle', 'other.pickle']) == 0
+    submission = kfkd.predict('nets.pickle', 'other.pickle')
+    assert list(submission['Location']) == [96, 96, 66, 96, 96]
+
+
 @pytest.mark.parametrize('change, message', [
     (with_cell(2, 'ImageId', '77'), r"line 4, column ImageId: 77 is not in .*test.csv"),
     (with_cell(2, 'ImageId', ''), r'line 4, column ImageId: nan is not a whole number'),
@@ -636,7 +664,7 @@ def test_manual_and_usage(capsys):
     printed = capsys.readouterr().out
     for words in ('fit_specialists', '--fresh', '--config FILE', 'report'):
         assert words in printed
-    for words in (['fly'], ['fit', 'net.pickle'], ['predict', 'a', 'b'], ['--fast']):
+    for words in (['fly'], ['fit', 'a', 'b'], ['report', 'a', 'b'], ['--fast']):
         with pytest.raises(SystemExit) as info:
             kfkd.main(words)
         assert info.value.code == 2

@@ -14,8 +14,8 @@ from theano_today.nets.files import FileError, open_regular, replacing
 from theano_today.nets.progress import TimeLeft
 
 from ..augmentation import (
-    AffineFaceBatchIterator, FaceBatchIterator, mean_squared_error_of_known, predict_mirrored,
-    squared_error_of_known)
+    AffineFaceBatchIterator, FaceBatchIterator, mean_squared_error_of_known, middle_of,
+    predict_aligned, predict_mirrored, squared_error_of_known)
 from ..handlers import AverageWeights, CosineAnnealing
 from ..layers import BatchNormLayer, ExpectedPositionLayer
 from ..monitors import ActivationMonitor, GradientMonitor, UpdateMonitor
@@ -109,7 +109,7 @@ def kept(load, *fnames, own):
     return _kept[key], fname
 
 
-def predict(nets, X, fname, mirror=False, wanted=None):
+def predict(nets, X, fname, mirror=False, wanted=None, align=False):
     """Ask nets where the points of faces lie.
 
     Parameters
@@ -123,6 +123,8 @@ def predict(nets, X, fname, mirror=False, wanted=None):
         Take the mean with what they find in the mirror images (`predict_mirrored`).
     wanted : sequence of str, optional
         Columns; only the nets that know some of them are asked.
+    align : bool
+        Take the mean with what they find when the faces lie as the mean face (`predict_aligned`).
 
     Returns
     -------
@@ -130,15 +132,42 @@ def predict(nets, X, fname, mirror=False, wanted=None):
         Positions in [-1, 1].  The columns are those of the nets in turn, or `wanted`, with NaN in
         those that no net knows.
     """
+    asked = {cols: model for cols, model in nets.items()
+             if wanted is None or set(wanted) & set(cols)}
+    columns = [name for cols in asked for name in cols]
+
+    def ask(X):
+        found = []
+        for cols, model in asked.items():
+            found.append(predict_mirrored(model, X) if mirror else model.predict(X))
+            check_answers(found[-1], X, cols)
+        return np.hstack(found)
+
     found = {}
-    for cols, model in nets.items():
-        if wanted is not None and not set(wanted) & set(cols):
-            continue
+    if asked:
         with usable(fname):
-            answers = predict_mirrored(model, X) if mirror else model.predict(X)
-            check_answers(answers, X, cols)
-        found.update(zip(cols, answers.T))
+            answers = (predict_aligned(ask, X, columns, middle_of(next(iter(asked.values())), X))
+                       if align else ask(X))
+        found.update(zip(columns, answers.T))
     return pd.DataFrame(found, index=range(len(X)), columns=wanted, dtype=float)
+
+
+def predict_mean(nets, X, mirror=False, align=False):
+    """Take the mean of what the nets of several files find, each column from those that know it.
+
+    Parameters
+    ----------
+    nets : dict of str to dict
+        Nets by their columns, by the names of their files.
+    X, mirror, align
+        As `predict` takes them.
+
+    Returns
+    -------
+    DataFrame, n rows
+    """
+    found = [predict(by_columns, X, fname, mirror, align=align) for fname, by_columns in nets.items()]
+    return pd.concat(found).groupby(level=0).mean() if len(found) > 1 else found[0]
 
 
 def parts_of(net):

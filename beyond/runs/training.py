@@ -8,7 +8,6 @@
 """
 import contextlib
 import os
-from functools import partial
 
 import numpy as np
 from lasagne import objectives
@@ -19,8 +18,9 @@ from theano_today.nets.checkpoint import Checkpoint, Diverged, Stopped, digest
 from theano_today.nets.files import FileError, remove_unlocked
 from theano_today.nets.progress import TimeLeft
 
-from ..augmentation import predict_mirrored
+from ..augmentation import knows_how_faces_lie
 from ..handlers import AverageWeights
+from .net_files import predict
 from .record import note_net, note_result
 from .tensorboard import TensorBoard
 
@@ -117,13 +117,15 @@ class Training(parallel.Training):
         """Say the validation error of what `predict` will do, where it is not that of an epoch."""
         how = ['averaged weights'] * any(isinstance(handler, AverageWeights)
                                          for handler in net.on_epoch_finished)
-        predict = net.predict
-        if self.constants.MIRROR:
-            predict = partial(predict_mirrored, net)
+        c = self.constants
+        if c.MIRROR:
             how.append('mean with the mirror image')
+        if c.ALIGN and knows_how_faces_lie(self.columns):
+            how.append('mean with the aligned face')
         X_valid, y_valid = net.train_split(X, y, net)[1::2] if how else (X[:0], y[:0])
         if len(X_valid):
-            error = float(SCALE * np.sqrt(np.nanmean((predict(X_valid) - y_valid) ** 2)))
+            found = predict({self.columns: net}, X_valid, self.name, c.MIRROR, align=c.ALIGN).values
+            error = float(SCALE * np.sqrt(np.nanmean((found - y_valid) ** 2)))
             print(f'Validation RMSE in the end: {error:.3f} {UNIT} ({", ".join(how)}).')
             note_result(**{f'final_valid_rmse_{self.name}': round(error, 4)})
 

@@ -19,7 +19,9 @@ pytest.importorskip('cv2')
 from beyond import augmentation  # noqa: E402
 from beyond.augmentation import (  # noqa: E402
     FACE_FLIP_INDICES, PRESETS, AffineBatchIterator, affine_matrices, augmented, flip_indices_of,
-    mean_squared_error_of_known, move, predict_mirrored, squared_error_of_known, warp)
+    mean_squared_error_of_known, middle_of, move, predict_aligned, predict_mirrored,
+    squared_error_of_known, warp)
+from data import photos  # noqa: E402
 
 COLUMNS = [column for setting in kfkd.SPECIALIST_SETTINGS for column in setting['columns']]
 STILL = dict(rotation=(0, 0), translation=(0, 0), scale=(1, 1), flip=0, shear=(0, 0),
@@ -372,3 +374,64 @@ def test_a_face_and_its_mirror_image_have_the_same_points(iterator, offset):
     # What is wrong in one direction falls out: in the mirror image it is wrong in the other.
     np.testing.assert_allclose(predict_mirrored(DotFinder(iterator, offset, 5), X),
                                exact.predict(X), atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------ kfkd's ALIGN
+
+LYING = photos.MEAN_FACE[[photos.KEYPOINTS.index(name[:-2]) for name in photos.LYING[::2]]]
+
+
+@pytest.fixture
+def faces():
+    """Faces of four dots, each in a channel of its own, turned, moved and scaled; and their labels."""
+    random = np.random.RandomState(14)
+    iterator = AffineBatchIterator(1, **dict(PRESETS['faces'], flip=0))
+    shape = (LYING - 48 + random.normal(0, 1, (30, 4, 2))).astype(np.float32)
+    points = move(shape, affine_matrices(**iterator.draw(30))) + 48
+    x, y = np.meshgrid(np.arange(96), np.arange(96))
+    far = (x - points[..., :1, None]) ** 2 + (y - points[..., 1:, None]) ** 2
+    return np.exp(-far / 8).astype(np.float32), points.reshape(30, -1) / 48 - 1
+
+
+class Finder:
+    """Find the dot of each channel, but `shy`: that much of the way from the mean face."""
+
+    def __init__(self, shy=1., offset=0):
+        self.shy, self.offset, self.seen = shy, offset, []
+
+    def __call__(self, X):
+        points = centroids(X.reshape(-1, 1, 96, 96)).reshape(len(X), 4, 2)
+        self.seen.append(points)
+        return ((LYING + self.shy * (points - LYING) + self.offset) / 48 - 1).reshape(len(X), -1)
+
+
+@pytest.mark.parametrize('middle, offset', [(48, 0), (47, 1)])
+def test_a_second_look_is_at_faces_that_lie_as_the_mean_face(faces, middle, offset):
+    X, y = faces
+    exact = Finder(offset=offset)
+    found = predict_aligned(exact, X, photos.LYING, (middle, middle))
+    np.testing.assert_allclose(found, y + offset / 48, atol=.002)  # a tenth of a pixel
+    first, second = (np.abs(points + offset - LYING).mean() for points in exact.seen)
+    assert second < first / 2
+
+
+def test_a_second_look_helps_who_sees_the_mean_face_everywhere(faces):
+    X, y = faces
+    once, twice = (np.sqrt(np.mean((found - y) ** 2)) for found in (
+        Finder(.8)(X), predict_aligned(Finder(.8), X, photos.LYING, (48, 48))))
+    assert twice < .75 * once
+
+
+def test_no_second_look_without_the_points_that_tell_how_a_face_lies(faces):
+    X, y = faces
+    for columns in photos.LYING[:6], photos.LYING[::-1], COLUMNS[:8]:
+        finder = Finder()
+        predict_aligned(finder, X, columns, (48, 48))
+        assert len(finder.seen) == 1
+
+
+def test_where_labels_have_their_0():
+    X = np.zeros((1, 1, 80, 96))
+    for iterator, middle in ((AffineBatchIterator(1), (48, 40)), (FlipBatchIterator(1), (47.5, 39.5)),
+                             (AffineBatchIterator(1, middle=47), (47, 47))):
+        assert tuple(middle_of(DotFinder(iterator, 0), X)) == middle
