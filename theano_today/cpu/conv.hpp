@@ -1,6 +1,7 @@
 // Convolution with bias, ReLU, max-pooling and dropout in one go, and its gradients.
 //
-// One image at a time goes through all steps, so that only the layer's input and output touch main memory:
+// One image at a time, or a band of it where there are more threads than images, goes through all steps, so that only
+// the layer's input and output touch main memory:
 //
 //     x ──(channels last, padded)──► conv + bias ──► ReLU ──► max-pool ──► dropout ──► out
 //                                    └─ some rows for one block of filters, in L1 ─┘

@@ -400,8 +400,10 @@ class Sums {
             }
     }
 
-    // A whole image of a layer of few filters.
-    void add(const FewGradients& dz, const Planes& image) { few_dw(l, dz, image, whole, l.O_stride); }
+    // A whole image, or a band, of a layer of few filters.
+    void add(const Layer& band, const FewGradients& dz, const Planes& image) {
+        few_dw(band, dz, image, whole, l.O_stride);
+    }
 
     // What is in the memory of sums that are finished: dw of a filter, from where `step` and Filters' places lead, and db.
     static const double* dw(const Layer& l, const Plan& plan, const double* memory, long o) {
@@ -664,7 +666,7 @@ static void backward_image(const Layer& l, const Filters& f, const Plan& plan, c
                 few_gradient(l, Image{g.data + y * g.h, g.c, 0, 1}, masks + y * l.OW * FEW_MASKS, dz.output_row(y),
                              dz.plane, sums.db);
         else Walk(l, f, plan, NULL, NULL, sums, false, false).windows(GradientRows(l, g), masks, &dz);
-        if (with_dw) sums.add(dz, padded_planes(l, x, s.image));
+        if (with_dw) sums.add(l, dz, padded_planes(l, x, s.image));
         if (dx.data) few_dx(l, dz, f.few, dx);
         return;
     }
@@ -692,22 +694,50 @@ static void backward_image(const Layer& l, const Filters& f, const Plan& plan, c
     if (dx.data && !direct) from_channels_last(to + l.pad_top * row + l.pad_left * l.C, row, dx, l.C, l.H, l.W);
 }
 
+// dx of bands of images: they overlap, so each has memory of its own, channels first, until all are added.
+struct BandsOfDx {
+    const Layer& l;
+    const long bands;
+    float* const memory;
+
+    static size_t floats(const Layer& l, long bands) { return l.N * bands * l.C * l.H * l.W; }
+
+    // Of band t % bands of image t / bands, which has H rows.
+    Image of(long t, long H) const { return Image{memory + t * l.C * l.H * l.W, H * l.W, l.W, 1}; }
+
+    void add_to(const Images& dx) const {
+#pragma omp parallel for schedule(static)
+        for (long q = 0; q < l.N * l.C; q++) {
+            const long i = q / l.C, c = q % l.C;
+            float* const plane = dx.data + i * dx.n + c * dx.c;
+            for (long y = 0; y < l.H; y++)
+                for (long x = 0; x < l.W; x++) plane[y * dx.h + x * dx.w] = 0;
+            for (long b = 0; b < bands; b++) {
+                const Band part = band(l, b, bands);
+                const Image from = of(i * bands + b, part.l.H);
+                for (long y = 0; y < part.l.H; y++)
+                    for (long x = 0; x < l.W; x++)
+                        plane[(part.input + y) * dx.h + x * dx.w] += from.data[c * from.c + y * l.W + x];
+            }
+        }
+    }
+};
+
 // Gradients of a batch: dx (unless dx.data is NULL), dw[O][C][KH][KW] and db[O] (unless NULL). Returns false when
 // memory is short.
 //
-// Each thread sums dw over its own images; the threads' sums are added in the order of the threads, so the result
-// depends on their number, but not on who was first.
+// Each thread sums dw over its own images, or bands of images; the threads' sums are added in the order of the threads,
+// so the result depends on their number, but not on who was first.
 static bool backward(const Layer& l, const Images& x, const Images& w, const float* bias, ptrdiff_t bias_step,
                      const uint8_t* masks, const Images& g, const Images& dx, float* dw, float* db) {
     static thread_local Filters filters;
     static thread_local Plan cuts;
-    static thread_local Buffer buffer;
-    long threads = 1;
-#ifdef _OPENMP
-    threads = omp_get_max_threads();
-#endif
-    if (threads > l.N) threads = l.N ? l.N : 1;
+    static thread_local Buffer buffer, dx_buffer;
+    long threads = available_threads();
+    const long bands = bands_of(l, threads), tasks = l.N * bands;
+    if (threads > tasks) threads = tasks ? tasks : 1;
     double* memory;
+    float* dx_memory = NULL;
     long size;
     try {
         const bool few = is_few(l) && x.w == 1 && (!dx.data || dx.w == 1) &&
@@ -718,24 +748,31 @@ static bool backward(const Layer& l, const Images& x, const Images& w, const flo
         cuts.make(l, few);
         size = Sums::memory(l, cuts) / 2 + 1;
         memory = buffer.get<double>(threads * size);
+        if (dx.data && bands > 1) dx_memory = dx_buffer.get<float>(BandsOfDx::floats(l, bands));
     } catch (const std::bad_alloc&) {
         return false;
     }
     const Filters& f = filters;
     const Plan& plan = cuts;
+    const BandsOfDx parts = {l, bands, dx_memory};
     bool done = true;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : done)
     for (long t = 0; t < threads; t++) {
         try {
             Sums sums(l, plan, memory + t * size);
-            for (long i = l.N * t / threads; i < l.N * (t + 1) / threads; i++)
-                backward_image(l, f, plan, x[i], masks + i * l.masks_bytes(), g[i],
-                               dx.data ? dx[i] : Image{NULL, 0, 0, 0}, sums, dw != NULL);
+            for (long k = tasks * t / threads; k < tasks * (t + 1) / threads; k++) {
+                const long i = k / bands;
+                const Band b = band(l, k % bands, bands);
+                const Image to = !dx.data ? Image{NULL, 0, 0, 0} : bands > 1 ? parts.of(k, b.l.H) : dx[i];
+                backward_image(b.l, f, plan, b.of_input(x[i]), masks + i * l.masks_bytes() + b.masks(),
+                               b.of_output(g[i]), to, sums, dw != NULL);
+            }
             sums.finish();
         } catch (const std::bad_alloc&) {
             done = false;
         }
     }
+    if (dx_memory && done) parts.add_to(dx);
     if (!dw || !done) return done;
     const long K = l.KH * l.segment, step = Sums::step(l, plan);
     const int32_t* place = places_of_weights(l, plan.small ? l.segment : l.segment_stride, filters.places);

@@ -37,6 +37,64 @@ static inline Span window_columns(const Layer& l, long x) {
     return Span(x, l.pool_w, l.pool_stride_w, l.pool_pad_w, l.OW);
 }
 
+// ---- bands ----
+
+// Some rows of the layer's output, and what they need of its images: where there are more threads than images, each
+// thread takes a band. (It is a layer of its own, with fewer rows.)
+struct Band {
+    Layer l;
+    long input, output;    // its first rows
+
+    explicit Band(const Layer& whole) : l(whole), input(0), output(0) {}
+
+    // Rows [begin, end) of the output of `whole`.
+    Band(const Layer& whole, long begin, long end) : l(whole), output(begin) {
+        const long first = begin * whole.pool_stride_h, next = end * whole.pool_stride_h;
+        long last = window_rows(whole, end - 1).end;    // conv outputs; those between windows are someone's, too
+        if (last < next && next < whole.OH) last = next;
+        if (end == whole.PH) last = whole.OH;
+        const long top = first * whole.stride_h - whole.pad_top;
+        const long bottom = (last - 1) * whole.stride_h + whole.KH - whole.pad_top;
+        input = top > 0 ? top : 0;
+        l.H = (bottom < whole.H ? bottom : whole.H) - input;
+        l.pad_top = input - top, l.padded_h = bottom - top, l.pad_bottom = l.padded_h - l.pad_top - l.H;
+        l.OH = last - first, l.PH = end - begin;
+    }
+
+    Image of_input(const Image& a) const { return Image{a.data + input * a.h, a.c, a.h, a.w}; }
+    Image of_output(const Image& a) const { return Image{a.data + output * a.h, a.c, a.h, a.w}; }
+    size_t masks() const { return output * l.PW * l.planes * l.plane_bytes; }
+};
+
+static inline Band band(const Layer& l, long number, long bands) {
+    return bands == 1 ? Band(l) : Band(l, l.PH * number / bands, l.PH * (number + 1) / bands);
+}
+
+// Multiplications that are worth a band.
+#ifndef THEANO_TODAY_BAND
+#define THEANO_TODAY_BAND 1e6
+#endif
+
+// How many bands an image is cut into.
+static long bands_of(const Layer& l, long threads) {
+    if (!l.N || threads < 2 * l.N || l.pool_pad_h) return 1;
+    long bands = threads / l.N;
+    const double most = (double)l.O * l.KH * l.segment * l.OH * l.OW / THEANO_TODAY_BAND;
+    if (bands > most) bands = (long)most;
+    if (bands > l.PH) bands = l.PH;
+    for (long b = 0; b < bands; b++)    // a band of zeros at the image's border is none
+        if (band(l, b, bands).l.H < 1) return 1;
+    return bands > 1 ? bands : 1;
+}
+
+static inline long available_threads() {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
 // ---- memory ----
 
 // Scratch memory that grows and is kept between calls. Throws std::bad_alloc: `forward` and `backward` catch it, within
