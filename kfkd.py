@@ -492,7 +492,7 @@ def main(argv=None):
                    'FILE', None, 'write constants and net for --config')})
     with command.exit_status('kfkd.py') as status:
         files.remove_leftovers(*command.patterns(globals()))
-        globals().update(experiment.constants(args.config, globals(), args.set))
+        globals().update(experiment.constants(args.config, globals(), args.set, net=build_net()))
         if args.fresh:
             remove_checkpoints(FCHECKPOINT, args.step)
         with record.Record(RUNS, args.step or 'all', constants, __file__, argv):

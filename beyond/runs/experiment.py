@@ -18,8 +18,9 @@ A file has two parts, either of which may be missing; in each, what is missing s
       - CosineAnnealing: {name: update_learning_rate, start: 0.2, stop: 0}
 
 Layers, update rules, losses, nonlinearities and initialisations are named as in Lasagne, with
-arguments as a mapping where needed: ``W: {Normal: {std: 0.01}}``.  Files are data: nothing in them
-is run, and a key or name that is not known is an error.
+arguments as a mapping where needed: ``W: {Normal: {std: 0.01}}``.  Without `layers`, the layers are
+the program's, and ``conv1_num_filters: 16`` is how one of them differs.  Files are data: nothing in
+them is run, and a key or name that is not known is an error.
 """
 import difflib
 import inspect
@@ -119,7 +120,7 @@ def read(fname):
             for name in ('constants', 'net')}
 
 
-def constants(fname, namespace, settings=()):
+def constants(fname, namespace, settings=(), net=None):
     """Read an experiment as constants of a program: those of the file, and NET for its net.
 
     Parameters
@@ -130,6 +131,8 @@ def constants(fname, namespace, settings=()):
         That of the program.  What they replace are its names in capitals.
     settings : sequence of str
         Constants as on a command line, 'SEED=43', with values as in a file.  They replace the file's.
+    net : NeuralNet, optional
+        The program's, whose layers the file may change.
 
     Returns
     -------
@@ -144,7 +147,7 @@ def constants(fname, namespace, settings=()):
     if fname is not None:
         described = read(fname)
         found = checked_constants(described['constants'], defaults, fname)
-        net_settings(described['net'], fname)  # to name the file in what is wrong
+        net_settings(described['net'], fname, net)  # to name the file in what is wrong
         found['NET'] = described['net']
     for setting in settings:
         name, equals, value = setting.partition('=')
@@ -182,8 +185,16 @@ def checked_constants(described, defaults, fname='constants'):
             for name, value in described.items()}
 
 
-def net_settings(described, fname='net'):
+def net_settings(described, fname='net', net=None):
     """Turn the `net` part of a file into arguments of NeuralNet, and `handlers`, a list.
+
+    Parameters
+    ----------
+    described : dict
+    fname : str
+        Where it is from, for messages.
+    net : NeuralNet, optional
+        The one that is to be changed: without layers of its own, the file may change its layers'.
 
     Raises
     ------
@@ -191,6 +202,7 @@ def net_settings(described, fname='net'):
         For an unknown key or name, by place.
     """
     settings = {}
+    of_layers = {} if net is None or 'layers' in described else _layer_arguments(net)
     for key, value in described.items():
         place = f'{fname}: {key}'
         update = described.get('update', 'nesterov_momentum')
@@ -208,9 +220,12 @@ def net_settings(described, fname='net'):
                 UPDATES[update]):
             # Shared, so that handlers such as kfkd's AdjustVariable can change it.
             settings[key] = theano.shared(np.float32(_number(value, place)))
+        elif key in of_layers:
+            settings[key] = _layer_setting(of_layers[key], value, place)
         else:
             _known(key, ('layers', 'handlers') + tuple(NAMED) + PLAIN + OBJECTIVE + tuple(
-                'update_' + name for name in _arguments(UPDATES.get(update, updates.sgd))), fname)
+                'update_' + name for name in _arguments(UPDATES.get(update, updates.sgd)))
+                + tuple(of_layers), fname)
     return settings
 
 
@@ -223,7 +238,7 @@ def changed(net, described, fname='net'):
     """
     if not described:
         return net
-    settings = net_settings(described, fname)
+    settings = net_settings(described, fname, net)
     params = dict(net.get_params(deep=False))
     own = list(params['on_epoch_finished'])
     place = next((number for number, handler in enumerate(own)
@@ -260,17 +275,25 @@ def _layer(described, place):
     settings = {'name': name}
     for key, value in described.items():
         _known(key, arguments, place)
-        inner = f'{place}.{key}'
-        if key == 'nonlinearity':
-            settings[key] = None if value is None else NONLINEARITIES[
-                _known(value, NONLINEARITIES, inner)]
-        elif isinstance(value, (str, dict)) and key not in ('incoming', 'incomings', 'mask_input',
-                                                            'pad', 'mode', 'border_mode'):
-            settings[key] = _named(INITS, value, inner)
-        else:
-            settings[key] = tuple(value) if isinstance(value, list) and key not in (
-                'incomings',) else value
+        settings[key] = _layer_setting(key, value, f'{place}.{key}')
     return factory, settings
+
+
+def _layer_setting(argument, value, place):
+    if argument == 'nonlinearity':
+        return None if value is None else NONLINEARITIES[_known(value, NONLINEARITIES, place)]
+    if isinstance(value, (str, dict)) and argument not in ('incoming', 'incomings', 'mask_input',
+                                                           'pad', 'mode', 'border_mode'):
+        return _named(INITS, value, place)
+    return tuple(value) if isinstance(value, list) and argument != 'incomings' else value
+
+
+def _layer_arguments(net):
+    """What NeuralNet calls the arguments of a net's layers, and what the layers call them."""
+    named = [(layer[1].get('name'), layer[0]) if isinstance(layer[1], dict) else layer
+             for layer in net.layers if isinstance(layer, (tuple, list))]
+    return {f'{name}_{argument}': argument for name, factory in named if name
+            for argument in _arguments(factory) if argument not in ('incoming', 'name')}
 
 
 def _named(registry, value, place):

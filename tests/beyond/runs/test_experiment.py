@@ -11,7 +11,7 @@ import kfkd
 import numpy as np
 import pytest
 from lasagne import init, layers
-from lasagne.nonlinearities import tanh
+from lasagne.nonlinearities import rectify, tanh
 from lasagne.updates import adam
 from nolearn.lasagne import BatchIterator, NeuralNet, TrainSplit
 
@@ -119,6 +119,26 @@ def test_nets_that_are_wrong(tmp_path, net, words):
     described = read(tmp_path, 'net: ' + net)['net']
     with pytest.raises(experiment.ConfigError, match=words):
         experiment.net_settings(described)
+
+
+def test_layers_that_differ(tmp_path):
+    """Without layers of its own, a file says by their names what is other about the net's."""
+    described = read(tmp_path, 'net: {conv_num_filters: 3, conv_stride: [2, 2], hidden_W: {Normal: {std: 1}},'
+                               ' hidden_nonlinearity: rectify}')['net']
+    net = experiment.changed(small_net(), described)
+    net.initialize_layers()
+    assert [name for name in net.layers_] == ['input', 'conv', 'hidden', 'dropout3', 'output']
+    assert net.layers_['conv'].output_shape == (None, 3, 5, 5)
+    assert net.layers_['conv'].W.get_value().std() == pytest.approx(.02, rel=.5), 'as it was'
+    assert net.layers_['hidden'].W.get_value().std() == pytest.approx(1, rel=.2)
+    assert net.layers_['hidden'].nonlinearity is rectify and net.layers_['hidden'].num_units == 7
+    for wrong, words in [
+            ({'conv_num_filter': 3}, 'Did you mean conv_num_filters'),
+            ({'convs_num_filters': 3}, 'Did you mean conv_num_filters'),
+            ({'hidden_W': 'Normall'}, 'net: hidden_W: .*Did you mean Normal'),
+            ({'conv_num_filters': 3, 'layers': []}, 'a list is needed|not known')]:
+        with pytest.raises(experiment.ConfigError, match=words):
+            experiment.changed(small_net(), wrong)
 
 
 SMALL = """
