@@ -141,6 +141,22 @@ def test_layers_that_differ(tmp_path):
             experiment.changed(small_net(), wrong)
 
 
+def test_layers_of_kfkd_that_differ(tmp_path):
+    """A record of the run of minutes has its net, and makes it again."""
+    fname = tmp_path / 'quick.yaml'
+    fname.write_text(experiment.text(net=kfkd.DRAWN_CONSTANTS['NET']))
+    constants = kfkd.constants(for_the_data=False)
+    constants.NET = experiment.constants(str(fname), vars(kfkd), net=kfkd.build_net())['NET']
+    net = kfkd.build_net(constants)
+    net.initialize_layers()
+    assert list(net.layers_) == list(dict(kfkd.build_net().layers))
+    assert net.layers_['conv1'].output_shape == (None, 16, 46, 46)
+    assert sum(param.get_value().size for param in net.get_all_params()) == 430382
+    fname.write_text('net: {hidden6_num_units: 5}')
+    with pytest.raises(experiment.ConfigError, match=r'quick.yaml: .*Did you mean hidden\d_num_units'):
+        experiment.constants(str(fname), vars(kfkd), net=kfkd.build_net())
+
+
 SMALL = """
 constants: {{MAX_EPOCHS: 2, BATCH_SIZE: 16, AUGMENT: faces, MONITOR: true, EVAL_SIZE: 0.25,
             FTRAIN: {0}/training.csv, FTEST: {0}/test.csv}}
