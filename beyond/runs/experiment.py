@@ -412,10 +412,12 @@ def describe_constants(constants, leave_out=()):
 
 
 def _is_name_with_arguments(value):
-    """Tell whether a constant is as ``{'faces': {'middle': 47}}``."""
+    """Tell whether a constant is as ``{'faces': {'middle': 47, 'rotation': [-5, 5]}}``."""
     return isinstance(value, dict) and len(value) == 1 and all(
         isinstance(name, str) and isinstance(arguments, dict) and all(
             argument is None or isinstance(argument, (bool, int, float, str))
+            or isinstance(argument, (list, tuple)) and all(
+                isinstance(part, (int, float)) for part in argument)
             for argument in arguments.values()) for name, arguments in value.items())
 
 
