@@ -395,7 +395,8 @@ class _Line(dict):
 
 
 class _Dumper(yaml.SafeDumper):
-    pass
+    def ignore_aliases(self, data):  # (3, 3) twice is written twice, not as &id001 and *id001
+        return True
 
 
 _Dumper.add_representer(_Line, lambda dumper, line: dumper.represent_mapping(

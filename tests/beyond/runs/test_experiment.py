@@ -145,6 +145,7 @@ def test_layers_of_kfkd_that_differ(tmp_path):
     """A record of the run of minutes has its net, and makes it again."""
     fname = tmp_path / 'quick.yaml'
     fname.write_text(experiment.text(net=kfkd.DRAWN_CONSTANTS['NET']))
+    assert fname.read_text().count('[3, 3]') == 2
     constants = kfkd.constants(for_the_data=False)
     constants.NET = experiment.constants(str(fname), vars(kfkd), net=kfkd.build_net())['NET']
     net = kfkd.build_net(constants)
