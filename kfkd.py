@@ -85,10 +85,11 @@ TENSORBOARD = None              # folder for TensorBoard's event files; None: no
 LARGEST_TABLE = 4e9             # bytes of a CSV file; Kaggle's have 0.24e9
 TRUSTED = ()                    # classes and functions of your own that pickled nets may refer to
 
-DECK = dict(MAX_EPOCHS=3000,    # the deck's constants, whatever you have set above
-    PATIENCE=200, BATCH_SIZE=128, EVAL_SIZE=0.2, LEARNING_RATE=(0.03, 0.0001), AUGMENT=None,
-    MOMENTUM=(0.9, 0.999), SPECIALIST_SAMPLES=4e6, SPECIALIST_RATE=1, MONITOR=False, ALIGN=False,
-    DROPOUT=(0.1, 0.2, 0.3, 0.5), NET=None, STANDARDIZE=False, SEED=42, GAPS=False, MIRROR=False)
+DECK = dict(                    # the deck's constants, whatever you have set above
+    MAX_EPOCHS=3000, PATIENCE=200, BATCH_SIZE=128, EVAL_SIZE=0.2, LEARNING_RATE=(0.03, 0.0001),
+    MOMENTUM=(0.9, 0.999), SPECIALIST_SAMPLES=4e6, SPECIALIST_RATE=1, AUGMENT=None, MONITOR=False,
+    DROPOUT=(0.1, 0.2, 0.3, 0.5), NET=None, STANDARDIZE=False, SEED=42, GAPS=False, MIRROR=False,
+    ALIGN=False)
 DRAWN = os.path.join(DATA, 'faces')
 DRAWN_ROWS = 6000, 500          # drawn faces for training (some 80 % with all points), for testing
 DRAWN_CONSTANTS = dict(         # what a run of minutes on them has where you have left the deck's
@@ -259,8 +260,7 @@ def build_net(c=None):
             ('conv2', Conv2DLayer), ('pool2', MaxPool2DLayer), ('dropout2', layers.DropoutLayer),
             ('conv3', Conv2DLayer), ('pool3', MaxPool2DLayer), ('dropout3', layers.DropoutLayer),
             ('hidden4', layers.DenseLayer), ('dropout4', layers.DropoutLayer),
-            ('hidden5', layers.DenseLayer),
-            ('output', layers.DenseLayer),
+            ('hidden5', layers.DenseLayer), ('output', layers.DenseLayer),
         ],
         input_shape=(None, 1, 96, 96),
         conv1_num_filters=32, conv1_filter_size=(3, 3), pool1_pool_size=(2, 2), dropout1_p=p1,
@@ -271,7 +271,7 @@ def build_net(c=None):
 
         update_learning_rate=theano.shared(np.float32(c.LEARNING_RATE[0])),
         update_momentum=theano.shared(np.float32(c.MOMENTUM[0])),
-        regression=True,
+        regression=True, max_epochs=c.MAX_EPOCHS, verbose=c.VERBOSE,
         batch_iterator_train=(FlipBatchIterator if c.AUGMENT is None else augmented(c.AUGMENT))(
             batch_size=c.BATCH_SIZE, seed=c.SEED),
         batch_iterator_test=FaceBatchIterator(batch_size=c.BATCH_SIZE),
@@ -279,11 +279,8 @@ def build_net(c=None):
         on_epoch_finished=[
             AdjustVariable('update_learning_rate', *c.LEARNING_RATE),
             AdjustVariable('update_momentum', *c.MOMENTUM),
-            EarlyStopping(patience=c.PATIENCE),
-            TimeLeft(),
+            EarlyStopping(patience=c.PATIENCE), TimeLeft(),
         ],
-        max_epochs=c.MAX_EPOCHS,
-        verbose=c.VERBOSE,
     )
     model = experiment.changed(model, c.NET)
     return monitors.attach_all(model) if c.MONITOR else model
@@ -386,7 +383,8 @@ def fit_specialists(fname_pretrain=None, keep_checkpoint=False):
                  for number, setting in enumerate(SPECIALIST_SETTINGS, 1)]
     for training in side_by_side(trainings, c.JOBS, 48, 'pixels', c.VERBOSE):
         model, X, y, _ = training.prepare()
-        if net_pretrain is not None:  # use it to initialize the weights of our new model
+        if net_pretrain is not None:
+            # if a pretrain model was given, use it to initialize the weights of our new model:
             model.load_params_from(net_pretrain)
 
         print(f"Training model for columns {training.columns} for {model.max_epochs} epochs")
@@ -458,7 +456,9 @@ def plot_learning_curves(fname_specialists='net-specialists.pickle'):
         ax.plot(done, train_loss, color=color, linestyle='--', linewidth=3, alpha=0.6)
         valid_losses.append(np.interp(share, done, valid_loss, left=np.nan))
 
-    mean_valid_loss = np.average(valid_losses, axis=0, weights=[len(cg) for cg in models])
+    weights = np.array([len(cg) for cg in models], dtype=float)
+    weights /= weights.sum()
+    mean_valid_loss = (np.vstack(valid_losses) * weights.reshape(-1, 1)).sum(axis=0)
     if len(models) > 1:
         ax.plot(share, mean_valid_loss, color=figures.RED, label='mean', linewidth=4, alpha=0.8)
     ax.set(xlabel="share of the training done (%)", ylabel="RMSE (pixels)")
