@@ -3,6 +3,7 @@
     python tests/benchmarks/epoch.py                              the deck's net, five rounds
     python tests/benchmarks/epoch.py --torch-python PATH/python   PyTorch from another environment
     python tests/benchmarks/epoch.py --net mnist --rounds 10      the net of Lasagne's MNIST example
+    python tests/benchmarks/epoch.py --net faces                  that of beyond/recipes/faces.yaml
     python tests/benchmarks/epoch.py --rows 4280 --contenders engine torch    more rows, two of them
 
 Each contender is a process of its own. In each round every contender trains one epoch, one after
@@ -37,7 +38,7 @@ import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 CONTENDERS = ['engine', 'engine-1', 'engine-2x', 'stock', 'plain', 'torch']
-BATCH_SIZE = 128
+BATCH_SIZES = {'deck': 128, 'mnist': 128, 'faces': 32}
 FLIP_PAIRS = [(0, 2), (1, 3), (4, 8), (5, 9), (6, 10), (7, 11),
               (12, 16), (13, 17), (14, 18), (15, 19), (22, 24), (23, 25)]
 
@@ -63,8 +64,10 @@ MULTIPLICATIONS = {
     'deck': 94 * 94 * 32 * 9 + 46 * 46 * 64 * 32 * 4 + 22 * 22 * 128 * 64 * 4 +
     15488 * 1000 + 1000 * 1000 + 1000 * 30,
     'mnist': 24 * 24 * 32 * 25 + 8 * 8 * 32 * 32 * 25 + 512 * 256 + 256 * 10,
+    'faces': 94 * 94 * 16 * 9 + 45 * 45 * 32 * 16 * 9 + 20 * 20 * 64 * 32 * 9 + 8 * 8 * 128 * 64 * 9 +
+    8 * 8 * 128 * 128 * 9 + 4 * 4 * 256 * 128 * 9 + 4096 * 500 + 500 * 30,
 }
-DATA = {'deck': faces, 'mnist': digits}
+DATA = {'deck': faces, 'mnist': digits, 'faces': faces}
 
 
 # ---- Theano, with and without the engine ----
@@ -82,7 +85,7 @@ def theano_epochs(net_name, rows):
     """Train one epoch for each `yield`; the value is the epoch's `dur`."""
     import theano_today  # noqa: F401
     X, y = DATA[net_name](rows)
-    net = {'deck': deck_net, 'mnist': mnist_net}[net_name]()
+    net = {'deck': deck_net, 'mnist': mnist_net, 'faces': faces_net}[net_name]()
     while True:
         net.fit(X, y, epochs=1)
         yield net.train_history_[-1]['dur']
@@ -92,6 +95,19 @@ def deck_net():
     import kfkd
     kfkd.VERBOSE = 0
     return kfkd.build_net()
+
+
+def faces_net():
+    """That of beyond/recipes/faces.yaml with its update rule, but with flips for augmentation."""
+    import kfkd
+    from beyond.runs import experiment
+    from nolearn.lasagne import TrainSplit
+    recipe = os.path.join(ROOT, 'beyond', 'recipes', 'faces.yaml')
+    vars(kfkd).update(experiment.constants(recipe, vars(kfkd)))
+    kfkd.VERBOSE, kfkd.AUGMENT = 0, None
+    net = kfkd.build_net()
+    net.train_split, net.on_epoch_finished = TrainSplit(.2), []
+    return net
 
 
 def mnist_net():
@@ -111,8 +127,8 @@ def mnist_net():
             (layers.DropoutLayer, dict(p=.5)),
             (layers.DenseLayer, dict(num_units=10, nonlinearity=softmax)),
         ],
-        batch_iterator_train=BatchIterator(BATCH_SIZE),
-        batch_iterator_test=BatchIterator(BATCH_SIZE),
+        batch_iterator_train=BatchIterator(BATCH_SIZES['mnist']),
+        batch_iterator_test=BatchIterator(BATCH_SIZES['mnist']),
         train_split=TrainSplit(.2, stratify=False),
         update_learning_rate=.01, update_momentum=.9, max_epochs=1)
 
@@ -138,6 +154,14 @@ def torch_epochs(net_name, rows):
             nn.Linear(15488, 1000), nn.ReLU(), nn.Dropout(.5), nn.Linear(1000, 1000), nn.ReLU(),
             nn.Linear(1000, 30))
         loss_function = nn.MSELoss()
+    elif net_name == 'faces':
+        net = nn.Sequential(
+            nn.Conv2d(1, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(64, 128, 3), nn.ReLU(),
+            nn.Conv2d(128, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(128, 256, 3, padding=1), nn.ReLU(), nn.Flatten(),
+            nn.Linear(4096, 500), nn.ReLU(), nn.Linear(500, 30))
+        loss_function = nn.MSELoss()
     else:
         net = nn.Sequential(
             nn.Conv2d(1, 32, 5), nn.ReLU(), nn.MaxPool2d(2),
@@ -146,12 +170,15 @@ def torch_epochs(net_name, rows):
         loss_function = nn.CrossEntropyLoss()
         y_train, y_valid = y_train.astype(np.int64), y_valid.astype(np.int64)
     net = net.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(net.parameters(), lr=.03, momentum=.9, nesterov=True)
-    random = np.random.RandomState(42)
+    if net_name == 'faces':
+        optimizer = torch.optim.Adam(net.parameters(), lr=.001)
+    else:
+        optimizer = torch.optim.SGD(net.parameters(), lr=.03, momentum=.9, nesterov=True)
+    random, size = np.random.RandomState(42), BATCH_SIZES[net_name]
 
     def batches(X, y, flips):
-        for i in range(0, len(X), BATCH_SIZE):
-            Xb, yb = X[i:i + BATCH_SIZE], y[i:i + BATCH_SIZE]
+        for i in range(0, len(X), size):
+            Xb, yb = X[i:i + size], y[i:i + size]
             if flips:
                 Xb, yb = flip(Xb, yb, random)
             yield torch.from_numpy(Xb).to(memory_format=torch.channels_last), torch.from_numpy(yb)
@@ -159,7 +186,7 @@ def torch_epochs(net_name, rows):
     while True:
         start = time.time()
         net.train()
-        for Xb, yb in batches(X_train, y_train, flips=net_name == 'deck'):
+        for Xb, yb in batches(X_train, y_train, flips=net_name != 'mnist'):
             optimizer.zero_grad()
             loss = loss_function(net(Xb), yb)
             loss.backward()

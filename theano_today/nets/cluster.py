@@ -121,7 +121,8 @@ def main():
         for number, environment in enumerate(workers)}
     scheduler = dict(cls=Scheduler, options=dict(
         host='127.0.0.1', port=0, scheduler_file=os.path.join(folder, 'scheduler.json'),
-        dashboard_address=':8787' if importlib.util.find_spec('bokeh') else None))
+        # A page for a browser with Bokeh; without it a server of numbers, on any port that is free.
+        dashboard_address='127.0.0.1:8787' if importlib.util.find_spec('bokeh') else '127.0.0.1:0'))
     with SpecCluster(nannies, scheduler) as cluster, Client(cluster) as client:
         sys.stdin.buffer.read()
         client.run(stop, on_error='ignore')
