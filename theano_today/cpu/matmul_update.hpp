@@ -159,14 +159,14 @@ static bool sparse_update(const Factors& f, Index m, Index n, const Rule& rule) 
 template <class Rule>
 static bool products_into_rule(const Factors* products, int count, Index m, Index n, const Rule& rule) {
     Index depth = 0;
+    for (int p = 0; p < count; p++) depth += products[p].depth;
+    if (m <= NARROW || n <= NARROW || depth > DEEP) return update_through_memory(products, count, m, n, rule);
     bool sparse = false;
-    for (int p = 0; p < count; p++) {
+    for (int p = 0; p < count && m >= 2 * WIDTH; p++) {
         const Matrix b = products[p].b;
-        depth += products[p].depth;
-        sparse = sparse || (m >= 2 * WIDTH && is_sparse(Matrix{b.data, b.column, b.row}, n, products[p].depth));
+        sparse = sparse || is_sparse(Matrix{b.data, b.column, b.row}, n, products[p].depth);
     }
-    if (m <= NARROW || n <= NARROW || depth > DEEP || (sparse && count > 1))
-        return update_through_memory(products, count, m, n, rule);
+    if (sparse && count > 1) return update_through_memory(products, count, m, n, rule);
     if (sparse) return sparse_update(products[0], m, n, rule);
     return update(products, count, m, n, depth, rule);
 }
