@@ -12,7 +12,8 @@ Importing this package
    ``device=cuda`` the engine for NVIDIA GPUs (`theano_today.cuda`),
 4. has g++ compile the headers of Theano's C modules once (`theano_today.headers`),
 5. tells the C library to keep memory that compiled functions free, which they take again in every
-   step (`theano_today.memory`).
+   step (`theano_today.memory`),
+6. has threads that wait for work give their core back soon (`theano_today.threads`).
 
 A flag that you set in ``THEANO_FLAGS`` or in a ``.theanorc`` always wins over ours.
 
@@ -30,7 +31,11 @@ import sys
 import sysconfig
 import warnings
 
-from . import compat
+from .threads import let_go_of_cores
+
+let_go_of_cores()  # before NumPy is imported
+
+from . import compat  # noqa: E402
 
 __all__ = ['SetupError', 'default_flags']
 
@@ -126,10 +131,6 @@ def _load_blas():
     folder = blas.get_lib_dir()
     paths = os.environ.get('LIBRARY_PATH', '').split(os.pathsep)
     os.environ['LIBRARY_PATH'] = os.pathsep.join(filter(None, [folder] + paths))
-    # Its threads turn round and round for 2^26 cycles after each product and ask for the next; meanwhile
-    # the engine's threads share their cores. (Convolutions of one image behind a product of BLAS: half
-    # the time with 2^18.)
-    os.environ.setdefault('OPENBLAS_THREAD_TIMEOUT', '18')
     ctypes.CDLL(os.path.join(folder, blas.get_library(fullname=True)), mode=ctypes.RTLD_GLOBAL)
 
 
