@@ -126,7 +126,8 @@ struct Plan {
     bool small;    // dw by RowKernel: a filter is so small that its lists would cost more than they save
 
     void make(const Layer& l, bool few_filters) {
-        small = few_filters || l.KH * l.segment <= 32;
+        const bool half_empty = 2 * l.segment <= l.segment_stride && l.positions == 1;
+        small = few_filters || l.KH * l.segment <= 32 || half_empty;
         lists.plan(l.KH, l.segment_stride / LANES);
         if (small) rows.plan(l.KH, l.segment);
     }
@@ -654,21 +655,28 @@ static bool gradient_may_overflow(const Layer& l, const Filters& f, const Image&
     return !(bound < FLT_MAX / 4);
 }
 
-// Adds one image to `sums` and writes its dx (unless dx.data is NULL).
+// Adds one image of a layer of few filters to `sums`, and writes its dx (unless dx.data is NULL).
+static void backward_few(const Layer& l, const Filters& f, const Plan& plan, const Image& x, const uint8_t* masks,
+                         const Image& g, const Image& dx, Sums& sums, bool with_dw) {
+    const FewGradients dz(l);
+    if (is_plain(l))
+        for (long y = 0; y < l.OH; y++)
+            few_gradient(l, Image{g.data + y * g.h, g.c, 0, 1}, masks + y * l.OW * FEW_MASKS, dz.output_row(y), dz.plane,
+                         sums.db);
+    else Walk(l, f, plan, NULL, NULL, sums, false, false).windows(GradientRows(l, g), masks, &dz);
+    if (with_dw) sums.add(l, dz, padded_planes(l, x, scratch().image));
+    if (dx.data) few_dx(l, dz, f.few, dx);
+}
+
+// The same of any layer.
 static void backward_image(const Layer& l, const Filters& f, const Plan& plan, const Image& x, const uint8_t* masks,
                            const Image& g, const Image& dx, Sums& sums, bool with_dw) {
     Scratch& s = scratch();
     const bool exact = may_overflow(l, f, x) || gradient_may_overflow(l, f, g);
     if (f.few && !exact) {
-        const FewGradients dz(l);
-        if (is_plain(l))
-            for (long y = 0; y < l.OH; y++)
-                few_gradient(l, Image{g.data + y * g.h, g.c, 0, 1}, masks + y * l.OW * FEW_MASKS, dz.output_row(y),
-                             dz.plane, sums.db);
-        else Walk(l, f, plan, NULL, NULL, sums, false, false).windows(GradientRows(l, g), masks, &dz);
-        if (with_dw) sums.add(l, dz, padded_planes(l, x, s.image));
-        if (dx.data) few_dx(l, dz, f.few, dx);
-        return;
+        if (is_one_row(l, x, g) && (!dx.data || l.H == 1 || dx.h == l.W))
+            return backward_few(in_one_row(l), f, plan, x, masks, g, dx, sums, with_dw);
+        if (l.OW >= LANES) return backward_few(l, f, plan, x, masks, g, dx, sums, with_dw);
     }
     const float* image = padded_image(l, x, s.image, true);
     GradientRows gradient(l, g);

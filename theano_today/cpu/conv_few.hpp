@@ -9,8 +9,10 @@
 // With them, conv_few_rows stands in the place of conv_rows, and dz is written by Walk, where it is not so sparse that
 // lists are better.
 //
-// Vectors run along a row and end with the row: the last one overlaps the one before.
+// Vectors run along a row and end with the row: the last one overlaps the one before. With filters of 1x1 all rows of an
+// image are one (`pointwise`).
 #pragma once
+#include <algorithm>
 #include "conv_layer.hpp"
 
 namespace conv {
@@ -21,13 +23,37 @@ static inline bool is_plain(const Layer& l) {
            l.pool_pad_w == 0;
 }
 
+// Whether each pixel is by itself.
+static inline bool is_pointwise(const Layer& l) {
+    return is_plain(l) && l.KH == 1 && l.KW == 1 && l.stride_h == 1 && l.stride_w == 1 && l.padded_h == l.H &&
+           l.padded_w == l.W;
+}
+
 // Whether there are so few filters that pixels in the lanes are the faster way.
 static inline bool is_few(const Layer& l) {
     const long weights = l.KH * l.segment;
     const bool leave_a_third = 3 * l.O <= 2 * round_up(l.O, LANES);    // of their vec empty
+    if (is_pointwise(l) && leave_a_third && l.O <= 2 * LANES) {
+        const long pixels = l.H * l.W;
+        if (l.O <= LANES ? pixels >= 16 * LANES : pixels * l.C > 1 << 18) return true;
+    }
     const bool few = l.O <= LANES / 2 ||
                      (l.O <= 2 * LANES && (weights <= 4 || (weights <= 32 && leave_a_third && is_plain(l))));
     return few && l.OW >= LANES && l.W >= LANES && l.stride_h == 1 && l.stride_w == 1;
+}
+
+// Whether all rows of a layer's input and output can be taken for one.
+static inline bool is_one_row(const Layer& l, const Image& in, const Image& out) {
+    return is_pointwise(l) && l.H * l.W >= LANES && in.w == 1 && out.w == 1 &&
+           (l.H == 1 || (in.h == l.W && out.h == l.W));
+}
+
+// The same layer with that row.
+static inline Layer in_one_row(const Layer& whole) {
+    Layer l = whole;
+    l.W = l.padded_w = l.OW = l.PW = l.H * l.W;
+    l.H = l.padded_h = l.OH = l.PH = 1;
+    return l;
 }
 
 // Channels-first rows: row y of plane c begins at data + c * plane + y * row.
@@ -77,7 +103,10 @@ static void few_tile(const Planes& in, long x, const FewFilters& f, float* out, 
                     const float* p = in.data + c * in.plane + i * in.row + x + j;
                     vec pixels[V];
 #pragma GCC unroll 4
-                    for (int v = 0; v < V; v++) pixels[v] = load(p + v * LANES);
+                    for (int v = 0; v < V; v++) {
+                        pixels[v] = load(p + v * LANES);
+                        if (f.KH == 1) __builtin_prefetch(p + (2 * V + v) * LANES);    // of the tile after the next
+                    }
 #pragma GCC unroll 4
                     for (int o = 0; o < F; o++) {
                         const vec wo = broadcast(w[o]);
@@ -139,15 +168,24 @@ static const float* pack_few(const Layer& l, const Images& w, bool backward, Buf
     return p;
 }
 
+// A row cut into strips, of which a few channels' pixels fit into the cache.
+struct Strips {
+    const long columns, count;
+    Strips(long columns, long channels)
+        : columns(columns), count((columns - 1) / std::max(8L * LANES, (64L << 10) / (channels + 1)) + 1) {}
+    long begin(long i) const { return columns * i / count; }
+    long most() const { return (columns - 1) / count + 1; }
+};
+
 constexpr long FEW_MASKS = 8;    // bytes for a pixel with ReLU: a word where the gradient flows, a word for zeros
 
-// ReLU and masks of a row of conv outputs, z[O][row].
-static void few_relu(const Layer& l, const float* z, long row, const Image& out, uint8_t* masks) {
-    for (long x = 0; x < l.OW; x += LANES) {
-        const long at = x + LANES <= l.OW ? x : l.OW - LANES;
+// ReLU and masks of a row of conv outputs, z[O][columns].
+static void few_relu(const Layer& l, const float* z, long columns, const Image& out, uint8_t* masks) {
+    for (long x = 0; x < columns; x += LANES) {
+        const long at = x + LANES <= columns ? x : columns - LANES;
         uvec flows = {}, zeros = {};
         for (long o = 0; o < l.O; o++) {
-            const vec v = load(z + o * row + at);
+            const vec v = load(z + o * columns + at);
             const uvec bit = broadcast((uint32_t)1 << o);
             flows |= (uvec)(l.relu ? v >= zero() : v == v) & bit;
             zeros |= (uvec)(v == zero()) & bit;
@@ -170,24 +208,28 @@ static void conv_few_rows(const Layer& l, const Planes& x, const FewFilters& f, 
 static void forward_few(const Layer& l, const float* weights, const float* bias, const Image& image, const Image& out,
                         uint8_t* masks) {
     Scratch& s = scratch();
-    Planes x = padded_planes(l, image, s.image);
-    float* z = s.strip.get<float>(l.O * l.OW);
+    const Planes x = padded_planes(l, image, s.image);
+    const Strips strips(l.OW, l.C);
+    float* z = s.strip.get<float>(l.O * strips.most());
     const FewFilters f = {l.C, l.KH, l.KW, weights, bias};
-    for (long y = 0; y < l.OH; y++, x.data += x.row) {
-        few_row(x, f, l.O, l.OW, z, l.OW);
-        few_relu(l, z, l.OW, Image{out.data + y * out.h, out.c, 0, 1}, masks ? masks + y * l.OW * FEW_MASKS : NULL);
-    }
+    for (long y = 0; y < l.OH; y++)
+        for (long i = 0; i < strips.count; i++) {
+            const long at = strips.begin(i), columns = strips.begin(i + 1) - at;
+            few_row(Planes{x.data + y * x.row + at, x.plane, x.row}, f, l.O, columns, z, columns);
+            few_relu(l, z, columns, Image{out.data + y * out.h + at, out.c, 0, 1},
+                     masks ? masks + (y * l.OW + at) * FEW_MASKS : NULL);
+        }
 }
 
 // ---- backward ----
 
-// The micro-kernel of dw: for F filters and J weights in a row, sums over `rows` x `columns` pixels of dz times image.
-// Rows of dz go on with zeros up to whole vec.
+// The micro-kernel of dw: for F filters and J weights, whose pixels are `step` apart, sums over `rows` x `columns` pixels
+// of dz times image. Rows of dz go on with zeros up to whole vec.
 template <int F, int J>
 struct FewWeights {
-    typedef void (*Function)(const Planes&, const Planes&, long, long, float*);
+    typedef void (*Function)(const Planes&, const Planes&, ptrdiff_t, long, long, float*);
 
-    static void run(const Planes& dz, const Planes& image, long rows, long columns, float* out) {
+    static void run(const Planes& dz, const Planes& image, ptrdiff_t step, long rows, long columns, float* out) {
         vec acc[F][J] = {};
         for (long y = 0; y < rows; y++) {
             const float *g = dz.data + y * dz.row, *p = image.data + y * image.row;
@@ -195,7 +237,8 @@ struct FewWeights {
                 const bool whole = x + LANES <= columns;
                 vec pixels[J];
 #pragma GCC unroll 4
-                for (int j = 0; j < J; j++) pixels[j] = whole ? load(p + j) : load_first(p + j, (int)(columns - x));
+                for (int j = 0; j < J; j++)
+                    pixels[j] = whole ? load(p + j * step) : load_first(p + j * step, (int)(columns - x));
 #pragma GCC unroll 4
                 for (int f = 0; f < F; f++) {
                     const vec gf = load(g + f * dz.plane);
@@ -257,8 +300,26 @@ static void few_gradient(const Layer& l, const Image& g, const uint8_t* masks, f
     }
 }
 
+// dw of one image of one row, with filters of 1x1, added to sums[c][stride].
+static void few_dw_pointwise(const Layer& l, const FewGradients& dz, const Planes& x, double* dw, long stride) {
+    const long PIXELS = 1024;    // of a sum in float32
+    float sums[FEW * FEW_IN_ROW];
+    for (long at = 0; at < l.OW; at += PIXELS)
+        for (long c = 0; c < l.C; c += FEW_IN_ROW)
+            for (long o = 0; o < l.O; o += FEW) {
+                const long filters = l.O - o < FEW ? l.O - o : FEW, pixels = l.OW - at < PIXELS ? l.OW - at : PIXELS;
+                const long channels = l.C - c < FEW_IN_ROW ? l.C - c : FEW_IN_ROW;
+                few_weights(filters, channels)(
+                    Planes{dz.output_row(0) + o * dz.plane + at, dz.plane, 0},
+                    Planes{x.data + c * x.plane + at, x.plane, 0}, x.plane, 1, pixels, sums);
+                for (long f = 0; f < filters; f++)
+                    for (long k = 0; k < channels; k++) dw[(c + k) * stride + o + f] += sums[f * channels + k];
+            }
+}
+
 // dw of one image, added to sums[(i * KW + j) * C + c][stride].
 static void few_dw(const Layer& l, const FewGradients& dz, const Planes& x, double* dw, long stride) {
+    if (is_pointwise(l) && l.OH == 1) return few_dw_pointwise(l, dz, x, dw, stride);
     const long PIXELS = 1024;    // of a sum in float32
     const long strip = PIXELS / l.OW + 1;
     float sums[FEW * FEW_IN_ROW];
@@ -272,7 +333,7 @@ static void few_dw(const Layer& l, const FewGradients& dz, const Planes& x, doub
                         const long columns = l.KW - j < FEW_IN_ROW ? l.KW - j : FEW_IN_ROW;
                         few_weights(filters, columns)(
                             Planes{dz.output_row(y) + o * dz.plane, dz.plane, dz.row},
-                            Planes{x.data + c * x.plane + (y + i) * x.row + j, x.plane, x.row}, rows, l.OW, sums);
+                            Planes{x.data + c * x.plane + (y + i) * x.row + j, x.plane, x.row}, 1, rows, l.OW, sums);
                         for (long f = 0; f < filters; f++)
                             for (long k = 0; k < columns; k++)
                                 dw[((i * l.KW + j + k) * l.C + c) * stride + o + f] += sums[f * columns + k];
@@ -286,7 +347,12 @@ static void few_dx(const Layer& l, const FewGradients& dz, const float* weights,
     memset(start, 0, l.C * sizeof(float));
     const FewFilters f = {l.O, l.KH, l.KW, weights, start};
     Planes from = {dz.data + l.pad_top * dz.row + l.pad_left, dz.plane, dz.row};
-    for (long y = 0; y < l.H; y++, from.data += from.row) few_row(from, f, l.C, l.W, dx.data + y * dx.h, dx.c);
+    const Strips strips(l.W, l.O);
+    for (long y = 0; y < l.H; y++, from.data += from.row)
+        for (long i = 0; i < strips.count; i++) {
+            const long at = strips.begin(i), columns = strips.begin(i + 1) - at;
+            few_row(Planes{from.data + at, from.plane, from.row}, f, l.C, columns, dx.data + y * dx.h + at, dx.c);
+        }
 }
 
 }    // namespace conv

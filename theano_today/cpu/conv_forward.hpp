@@ -276,8 +276,9 @@ static void forward_image(const Layer& l, const Filters& f, const Image& image, 
     Scratch& s = scratch();
     const bool exact = may_overflow(l, f, image), direct = is_channels_last(out, l.O, l.PH, l.PW);
     const long columns = used_columns(l), K = l.KH * l.segment;
-    const bool few = f.few && !exact && columns >= LANES;
-    if (few && is_plain(l) && out.w == 1) return forward_few(l, f.few, f.bias, image, out, l.planes ? o.masks : NULL);
+    const bool one_row = is_one_row(l, image, out), few = f.few && !exact && (one_row || columns >= LANES);
+    if (few && is_plain(l) && out.w == 1)
+        return forward_few(one_row ? in_one_row(l) : l, f.few, f.bias, image, out, l.planes ? o.masks : NULL);
     const FewFilters few_filters = {l.C, l.KH, l.KW, f.few, f.bias};
     const Planes planes = few ? padded_planes(l, image, s.image) : Planes{NULL, 0, 0};
     const float* x = few ? NULL : padded_image(l, image, s.image, false);

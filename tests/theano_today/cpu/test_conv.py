@@ -302,6 +302,21 @@ def test_kernels_on_wide_images(kernels, seed):
         check_layer(kernels, rng, *arrays, assert_same=np.testing.assert_array_equal)
 
 
+@pytest.mark.parametrize('shape', [(1, 3, 2, 60), (2, 20, 13, 17), (3, 67, 40, 41), (1, 200, 37, 36), (2, 5, 3, 3)])
+@pytest.mark.parametrize('filters', [1, 4, 5, 10, 18, 21])
+def test_filters_of_one_pixel(kernels, shape, filters):
+    # Rows that are one, in strips; the channels and filters of several tiles of dw.
+    rng = np.random.RandomState(filters)
+    x = rng.randint(-2, 3, shape).astype('float32')
+    W = rng.randint(-2, 3, (filters, shape[1], 1, 1)).astype('float32')
+    b, g = rng.randint(-2, 3, filters).astype('float32'), np.resize(x[:, :1], (shape[0], filters) + shape[2:])
+    layer = Reference(((0, 0), (0, 0)), (1, 1), None, RELUS[filters % 4], False)
+    expected = layer.forward(x, W, b, None, 2.), *layer.backward(g, None, 2.)
+    for x_last, out_last in itertools.product((False, True), repeat=2):
+        for result, correct in zip(run(kernels, layer, x, W, b, None, g, x_last, out_last), expected):
+            np.testing.assert_array_equal(result, correct)
+
+
 @pytest.mark.parametrize('channels', [1, 2, 3, 7, 8, 9, 16, 21])
 def test_layouts_of_images(kernels, channels):
     # A filter that picks one channel: what comes out is the image again, from either layout to either layout.
@@ -498,8 +513,9 @@ def test_random_nets_agree_with_stock_theano(seed):
     assert_same_results(fused, stock, np.zeros((2,) + shape, 'float32'))
 
 
-def test_any_memory_layout():
-    x, net = conv_net(np.random.RandomState(5), (2, 13, 12), NETS['deck'])
+@pytest.mark.parametrize('layers', [NETS['deck'], [('conv', dict(number=4, size=1))]])
+def test_any_memory_layout(layers):
+    x, net = conv_net(np.random.RandomState(5), (2, 13, 12), layers)
     out = get_output(net, deterministic=True)
     function = compiled([out], [x], get_all_params(net), (out * out).sum())
     image = rounded(np.random.RandomState(6), 4, 2, 13, 12)
@@ -507,7 +523,8 @@ def test_any_memory_layout():
     flipped = np.ascontiguousarray(image[:, :, ::-1, ::-1])[:, :, ::-1, ::-1]
     last = np.ascontiguousarray(image.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     every_second = np.repeat(image, 2, axis=3)[..., ::2]
-    for other in (flipped, last, every_second):
+    cut_out = np.pad(image, ((0, 0), (0, 0), (0, 1), (0, 5)))[:, :, :-1, :-5]
+    for other in (flipped, last, every_second, cut_out):
         for a, b in zip(function(theano._asarray(other, 'float32')), expected):
             np.testing.assert_array_equal(a, b)
 
