@@ -178,6 +178,9 @@ static inline bool sparse_product(Matrix a, Matrix b, Index m, Index n, Index de
 // C[m x n] = A[m x depth] B[depth x n], by lists where A is sparse. Returns false when memory is short.
 static inline bool product_of(Matrix a, Matrix b, Index m, Index n, Index depth, float* c) {
     if (is_narrow(m, n, depth)) return short_product(a, b, m, n, depth, c);
+    if (n > LANES && n <= LANES + 2)    // whole vectors of columns, rather than two of which one has a number or two
+        return direct_product(a, b, m, LANES, depth, c, n) &&
+               narrow_product(a, Matrix{b.at(0, LANES), b.row, b.column}, m, n - LANES, depth, c + LANES, n, 1);
     if (is_direct(m, n, depth)) return direct_product(a, b, m, n, depth, c, n);
     if (n >= 2 * WIDTH && is_sparse(a, m, depth)) return sparse_product(a, b, m, n, depth, c);
     return product(a, b, m, n, depth, c, n);
