@@ -198,13 +198,16 @@ def test_pupils(degrees, distance, gaze):
     assert np.linalg.norm(found - pupils, axis=1).max() < 0.03 * distance
 
 
-def test_where_there_is_no_eye_to_be_seen_its_centre_stays():
-    start = np.array([(120., 80.), (60.25, 78.5)])
+def test_where_there_is_no_eye_to_be_seen_it_is_where_it_is_in_the_mean():
+    start = np.array([(120., 80.), (60.25, 78.5)])  # left, right
+    across = start[0] - start[1]
+    up = np.array([across[1], -across[0]])
+    expected = start + photos.UP * up + photos.INWARD * np.array([-across, across])
     found = photos.pupils(photos._Photograph(np.full((200, 200), 90, np.uint8)), start)
-    np.testing.assert_allclose(found, start, atol=1e-4)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
     # Outside the photograph, too: it goes on as it ends.
     found = photos.pupils(photos._Photograph(np.full((20, 20), 90, np.uint8)), start)
-    np.testing.assert_allclose(found, start, atol=1e-4)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize('image', [
