@@ -604,7 +604,7 @@ class Walk {
             dz = scratch().dense.get<float>(l.pool_h * line);
             memset(dz, 0, l.pool_h * line * sizeof(float));    // where no window reaches, it stays zero
         }
-        const bool whole = l.ignore_border && !l.pool_pad_h && !l.pool_pad_w;
+        const bool whole = has_whole_windows(l);
         for (long y = 0, in_strip = 0; y < l.PH; y++) {
             const Span rows = window_rows(l, y);
             const float* g = gradient.row(y);
@@ -660,9 +660,10 @@ static void backward_few(const Layer& l, const Filters& f, const Plan& plan, con
                          const Image& g, const Image& dx, Sums& sums, bool with_dw) {
     const FewGradients dz(l);
     if (is_plain(l))
-        for (long y = 0; y < l.OH; y++)
-            few_gradient(l, Image{g.data + y * g.h, g.c, 0, 1}, masks + y * l.OW * FEW_MASKS, dz.output_row(y), dz.plane,
-                         sums.db);
+        for (long y = 0; y < l.OH; y++) {
+            const Image row = {g.data + y * g.h, g.c, 0, 1};
+            few_gradient(l, row, masks + y * l.OW * FEW_MASKS, dz.output_row(y), dz.plane, sums.db);
+        }
     else Walk(l, f, plan, NULL, NULL, sums, false, false).windows(GradientRows(l, g), masks, &dz);
     if (with_dw) sums.add(l, dz, padded_planes(l, x, scratch().image));
     if (dx.data) few_dx(l, dz, f.few, dx);

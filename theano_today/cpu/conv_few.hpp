@@ -1,16 +1,17 @@
 // Layers of few filters: here the lanes are pixels, where filters would leave most of a vector empty. Without pooling and
 // dropout, images, outputs and gradients stay channels first:
 //
-//     x ──────► FewTile ──► + bias, ReLU ──► out                       forward
+//     x ──────► few_tile ──► + bias, ReLU ──► out                      forward
 //
-//     g, masks ──► dz ──┬─► FewTile, filters turned round ──► dx       backward
+//     g, masks ──► dz ──┬─► few_tile, filters turned round ──► dx      backward
 //                  x ───┴─► FewWeights ──► dw
 //
-// With them, conv_few_rows stands in the place of conv_rows, and dz is written by Walk, where it is not so sparse that
+// With pooling, the forward pass does so only where nobody asks for masks (forward_few_pooled). Where somebody does, or
+// with dropout, conv_few_rows stands in the place of conv_rows, and dz is written by Walk, where it is not so sparse that
 // lists are better.
 //
-// Vectors run along a row and end with the row: the last one overlaps the one before. With filters of 1x1 all rows of an
-// image are one (`pointwise`).
+// Vectors run along a row and end with the row: the last one overlaps the one before. With filters of 1x1 all rows of
+// an image are one (is_one_row).
 #pragma once
 #include <algorithm>
 #include "conv_layer.hpp"
@@ -221,10 +222,43 @@ static void forward_few(const Layer& l, const float* weights, const float* bias,
         }
 }
 
+// Whether pooling looks at whole windows only: with its padding or ignore_border=False some are cut by the border.
+static inline bool has_whole_windows(const Layer& l) { return l.ignore_border && !l.pool_pad_h && !l.pool_pad_w; }
+
+// The same with max-pooling of whole windows, where nobody asks for masks. `columns` of the conv output are used.
+static void forward_few_pooled(const Layer& l, const Planes& x, const FewFilters& f, long columns, const Image& out) {
+    float* const z = scratch().strip.get<float>(l.O * l.pool_h * columns);
+    float* const above = scratch().out.get<float>(round_up(columns, LANES));    // the maxima of the windows' columns
+    for (long y = 0; y < l.PH; y++) {
+        for (long i = 0; i < l.pool_h; i++) {
+            const float* const row = x.data + (y * l.pool_stride_h + i) * x.row;
+            few_row(Planes{row, x.plane, x.row}, f, l.O, columns, z + i * columns, l.pool_h * columns);
+        }
+        for (long o = 0; o < l.O; o++) {
+            const float* const best = z + o * l.pool_h * columns;
+            float* const to = out.data + o * out.c + y * out.h;
+            for (long k = 0; k < columns; k += LANES) {
+                vec m = load(best + k);
+                for (long i = 1; i < l.pool_h; i++) m = max(m, load(best + i * columns + k));
+                store(above + k, l.relu ? max(m, zero()) : m);
+            }
+            if (l.pool_w == 2 && l.pool_stride_w == 2)
+                for (long k = 0; k < l.PW; k += LANES) {
+                    uvec even, odd;
+                    load_pairs((const uint32_t*)above + 2 * k, &even, &odd);
+                    store_first(to + k, max((vec)even, (vec)odd), (int)std::min<long>(LANES, l.PW - k));
+                }
+            else
+                for (long k = 0; k < l.PW; k++)
+                    to[k] = *std::max_element(above + k * l.pool_stride_w, above + k * l.pool_stride_w + l.pool_w);
+        }
+    }
+}
+
 // ---- backward ----
 
-// The micro-kernel of dw: for F filters and J weights, whose pixels are `step` apart, sums over `rows` x `columns` pixels
-// of dz times image. Rows of dz go on with zeros up to whole vec.
+// The micro-kernel of dw: for F filters and J weights, whose pixels are `step` apart, sums over `rows` x `columns`
+// pixels of dz times image. Rows of dz go on with zeros up to whole vec.
 template <int F, int J>
 struct FewWeights {
     typedef void (*Function)(const Planes&, const Planes&, ptrdiff_t, long, long, float*);

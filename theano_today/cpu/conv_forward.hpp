@@ -218,8 +218,7 @@ static void pool_row(const Layer& layer, const Pooled& pooled, const float* z, l
 
 static void pool_row(const Layer& l, const Pooled& o, const float* z, long first, long columns, long width, long y,
                      long channel, bool exact) {
-    // Whole windows only: with pooling's padding or ignore_border=False some are cut by the border.
-    const bool whole = l.ignore_border && !l.pool_pad_h && !l.pool_pad_w && !exact;
+    const bool whole = has_whole_windows(l) && !exact;
     if (whole && l.pool_h == 2 && l.pool_w == 2) pool_row<2, 2>(l, o, z, first, columns, width, y, channel, false);
     else if (whole && l.pool_h == 1 && l.pool_w == 1) pool_row<1, 1>(l, o, z, first, columns, width, y, channel, false);
     else pool_row<0, 0>(l, o, z, first, columns, width, y, channel, exact);
@@ -281,6 +280,8 @@ static void forward_image(const Layer& l, const Filters& f, const Image& image, 
         return forward_few(one_row ? in_one_row(l) : l, f.few, f.bias, image, out, l.planes ? o.masks : NULL);
     const FewFilters few_filters = {l.C, l.KH, l.KW, f.few, f.bias};
     const Planes planes = few ? padded_planes(l, image, s.image) : Planes{NULL, 0, 0};
+    if (few && !o.masks && !l.dropout && l.disjoint && has_whole_windows(l) && out.w == 1)
+        return forward_few_pooled(l, planes, few_filters, columns, out);
     const float* x = few ? NULL : padded_image(l, image, s.image, false);
     // Windows that share conv outputs are pooled when all rows are there; others strip by strip, where a strip has as
     // many pixels as it takes to be worth the filters' coming and going.

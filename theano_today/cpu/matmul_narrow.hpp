@@ -189,7 +189,7 @@ static void vectors_of_rows(const float* a, Index a_column, const float* b, int 
 template <int N>
 static void rows_by_lanes(const float* a, Index a_column, const float* b, Index rows, Index depth, float* c, Index row,
                           Index column) {
-    constexpr int GROUPS = N > HELD / 4 ? power_of_two(HELD / N) : 4;
+    constexpr int GROUPS = N == 1 ? 2 : N > HELD / 4 ? power_of_two(HELD / N) : 4;
     Index i = 0;
     for (; i + GROUPS * LANES <= rows; i += GROUPS * LANES)
         vectors_of_rows<N, GROUPS>(a + i, a_column, b, GROUPS * LANES, depth, c + i * row, row, column);
