@@ -21,7 +21,9 @@
 //     layer.hpp           sizes and options, images
 //     conv_layer.hpp      memory layout, packed filters
 //     conv_few.hpp        layers of few filters
-//     conv_forward.hpp    out and masks: conv_tile is the micro-kernel, pool_window what follows it
+//     conv_tile.hpp       convolution and bias: conv_tile is the micro-kernel
+//     conv_winograd.hpp   the same for filters of 2x2 and 3x3, with fewer multiplications
+//     conv_forward.hpp    out and masks: pool_window is what follows them
 //     conv_backward.hpp   dx, dw, db: Walk makes the lists, ListKernel is the micro-kernel
 #pragma once
 #include "conv_backward.hpp"

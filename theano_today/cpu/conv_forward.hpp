@@ -1,121 +1,9 @@
 // The forward pass of a convolution layer: conv + bias, ReLU, max-pool, dropout; see conv.hpp.
 #pragma once
 #include "conv_few.hpp"
+#include "conv_winograd.hpp"
 
 namespace conv {
-
-// ---- conv + bias ----
-
-// A part of a filter: `floats` consecutive ones from `begin` on, in each of `rows` rows from `row` on.
-struct FilterPart {
-    long row, rows, begin, floats;
-};
-
-// The micro-kernel: MR pixels x NR vec of filters, accumulated in registers.
-//
-//                   filters  ──►
-//                 [ w0 ][ w1 ]            one row of the packed block per k
-//     pixel 0  x  [    ][    ]
-//     pixel 1  x  [   acc    ]            MR * NR accumulators + NR for w + 1 for x
-//       ...    x  [    ][    ]            fill the machine's registers
-//
-// k runs over the part's rows of the window and the floats in each.
-template <int MR, int NR>
-static void conv_tile(const Layer& l, const FilterPart& part, const float* x, const float* w, const float* bias,
-                      float* out, long out_pixel) {
-    const long row = l.padded_w * l.C, pixel = l.stride_w * l.C, floats = part.floats;
-    const long skip = (l.segment - floats) * NR * LANES;
-    vec acc[MR][NR];
-    for (int r = 0; r < NR; r++) {
-        const vec b = load(bias + r * LANES);
-        for (int p = 0; p < MR; p++) acc[p][r] = b;
-    }
-    for (long i = 0; i < part.rows; i++, x += row, w += skip)
-        for (long k = 0; k < floats; k++, w += NR * LANES) {
-            vec wk[NR];
-#pragma GCC unroll 8
-            for (int r = 0; r < NR; r++) wk[r] = load(w + r * LANES);
-#pragma GCC unroll 32
-            for (int p = 0; p < MR; p++) {
-                vec xk = broadcast(x[p * pixel + k]);
-#pragma GCC unroll 8
-                for (int r = 0; r < NR; r++) acc[p][r] = fma(xk, wk[r], acc[p][r]);
-            }
-        }
-    for (int p = 0; p < MR; p++)
-        for (int r = 0; r < NR; r++) store(out + p * out_pixel + r * LANES, acc[p][r]);
-}
-
-// The most pixels whose accumulators fit.
-constexpr int most_pixels(int nr) {
-    return (REGISTERS - 1 - nr) / nr < 1 ? 1 : (REGISTERS - 1 - nr) / nr > 12 ? 12 : (REGISTERS - 1 - nr) / nr;
-}
-
-typedef void (*ConvTile)(const Layer&, const FilterPart&, const float*, const float*, const float*, float*, long);
-
-// conv_tile<n, NR> for an n of 1 .. MR that is known at run time.
-template <int MR, int NR>
-struct ConvTiles {
-    static ConvTile find(int n) { return n == MR ? conv_tile<MR, NR> : ConvTiles<MR - 1, NR>::find(n); }
-};
-template <int NR>
-struct ConvTiles<0, NR> {
-    static ConvTile find(int) { return NULL; }
-};
-
-// One part of a block of filters (see conv_rows): the sums of the first part start from the bias, those of the others,
-// for which `bias` is NULL, are added to `out`. The columns are split evenly, since tiles of 6 + 4 pixels run as fast
-// as two of 5, and 6 + 1 do not.
-template <int NR>
-static void conv_rows_part(const Layer& l, const FilterPart& part, const float* x, long begin, long end, long columns,
-                           const float* w, const float* bias, float* out) {
-    constexpr int MR = most_pixels(NR);
-    long tiles = (columns + MR - 1) / MR, small = tiles ? columns / tiles : 0, larger = tiles ? columns % tiles : 0;
-    ConvTile kernel = ConvTiles<MR, NR>::find((int)small), kernel_larger = ConvTiles<MR, NR>::find((int)small + 1);
-    alignas(64) static const float none[NR * LANES] = {};
-    alignas(64) float sums[MR * NR * LANES];
-    x += part.row * l.padded_w * l.C + part.begin;
-    w += (part.row * l.segment + part.begin) * NR * LANES;
-    for (long y = begin; y < end; y++) {
-        const float* p = x + y * l.stride_h * l.padded_w * l.C;
-        for (long t = 0; t < tiles; t++) {
-            long n = small + (t < larger);
-            (t < larger ? kernel_larger : kernel)(l, part, p, w, bias ? bias : none, bias ? out : sums, NR * LANES);
-            if (!bias)
-                for (long i = 0; i < n * NR * LANES; i += LANES) add_to(out + i, load(sums + i));
-            p += n * l.stride_w * l.C;
-            out += n * NR * LANES;
-        }
-    }
-}
-
-// Rows [begin, end) of the conv output for one block of filters, the first `columns` of each, into
-// out[row - begin][column][NR * LANES].
-//
-// A long filter is taken in parts: that of a block then stays in the first-level cache while it meets all the pixels,
-// and a sum of many products is a sum of partial sums, which rounds less.
-template <int NR>
-static void conv_rows(const Layer& l, const float* x, long begin, long end, long columns, const float* w,
-                      const float* bias, float* out) {
-    const long MOST = 512;    // floats of a filter
-    if (l.KH * l.segment <= MOST)
-        return conv_rows_part<NR>(l, FilterPart{0, l.KH, 0, l.segment}, x, begin, end, columns, w, bias, out);
-    const long rows = l.segment <= MOST ? MOST / l.segment : 1, cuts = (l.segment + MOST - 1) / MOST;
-    for (long i = 0; i < l.KH; i += rows)
-        for (long c = 0; c < cuts; c++) {
-            const long from = l.segment * c / cuts, to = l.segment * (c + 1) / cuts;
-            const FilterPart part = {i, rows < l.KH - i ? rows : l.KH - i, from, to - from};
-            conv_rows_part<NR>(l, part, x, begin, end, columns, w, i || c ? NULL : bias, out);
-        }
-}
-
-static void conv_rows(const Layer& l, const float* x, long begin, long end, long columns, const float* w,
-                      const float* bias, float* out, long width) {
-    if (l.KW == 1 && l.stride_h == 1 && l.stride_w == 1 && columns == l.padded_w)
-        columns *= end - begin, end = begin + 1;    // all rows are one
-    if (width == BLOCK) conv_rows<2>(l, x, begin, end, columns, w, bias, out);
-    else conv_rows<1>(l, x, begin, end, columns, w, bias, out);
-}
 
 // ---- ReLU, max-pool, dropout ----
 
@@ -285,8 +173,10 @@ static void forward_image(const Layer& l, const Filters& f, const Image& image, 
     const float* x = few ? NULL : padded_image(l, image, s.image, false);
     // Windows that share conv outputs are pooled when all rows are there; others strip by strip, where a strip has as
     // many pixels as it takes to be worth the filters' coming and going.
-    const long PIXELS = 64;
+    const bool winograd = f.winograd && !few && !exact;
+    const long PIXELS = winograd ? 128 : 64;
     long rows_of_strip = l.disjoint && columns ? (PIXELS - 1) / (columns * l.pool_stride_h) + 1 : l.PH;
+    if (winograd) rows_of_strip = round_up(rows_of_strip, 2);
     if (rows_of_strip > l.PH) rows_of_strip = l.PH;
     float* z = s.strip.get<float>((l.disjoint ? rows_of_strip * l.pool_stride_h : l.OH) * columns * BLOCK);
     o.out = direct ? out.data : s.out.get<float>(rows_of_strip * l.PW * l.O);
@@ -300,9 +190,14 @@ static void forward_image(const Layer& l, const Filters& f, const Image& image, 
             conv_few_rows(l, planes, few_filters, first, last, columns, z);
             for (long yy = y; yy < end; yy++) pool_row(l, o, z, first, columns, l.O, yy, 0, false);
         }
+        const Tiles tiles(first, last, columns);
+        float* const v = s.tiles.get<float>(winograd ? places(l) * tiles.count() * l.C : 0);
+        float* const m = s.products.get<float>(winograd ? places(l) * tiles.count() * BLOCK : 0);
+        if (winograd) transform_image(l, x, tiles, v);
         for (long b = 0; b < l.O && !few; b += BLOCK) {
             const long width = l.O - b <= LANES ? LANES : BLOCK;
-            conv_rows(l, x, first, last, columns, f.forward + b * K, f.bias + b, z, width);
+            if (winograd) winograd_rows(l, v, f.winograd + b * places(l) * l.C, f.bias + b, tiles, width, m, z);
+            else conv_rows(l, x, first, last, columns, f.forward + b * K, f.bias + b, z, width);
             for (long yy = y; yy < end; yy++) pool_row(l, o, z, first, columns, width, yy, b, exact);
         }
         if (!direct) {
@@ -320,6 +215,7 @@ static bool forward(const Layer& l, const Images& x, const Images& w, const floa
         filters.set(l, w, bias, bias_step);
         filters.pack_forward(l);
         if (is_few(l) && x.w == 1) filters.few = pack_few(l, w, false, filters.few_buffer);
+        else if (is_winograd(l)) filters.winograd = transform_filters(l, filters.forward, filters.winograd_buffer);
     } catch (const std::bad_alloc&) {
         return false;
     }

@@ -66,8 +66,10 @@ struct Band {
     size_t masks() const { return output * l.PW * l.planes * l.plane_bytes; }
 };
 
+// Bands begin at even rows (see is_winograd).
 static inline Band band(const Layer& l, long number, long bands) {
-    return bands == 1 ? Band(l) : Band(l, l.PH * number / bands, l.PH * (number + 1) / bands);
+    const auto row = [&](long i) { return i == bands ? l.PH : l.PH * i / bands / 2 * 2; };
+    return bands == 1 ? Band(l) : Band(l, row(number), row(number + 1));
 }
 
 // Multiplications that are worth a band.
@@ -81,7 +83,7 @@ static long bands_of(const Layer& l, long threads) {
     long bands = threads / l.N;
     const double most = (double)l.O * l.KH * l.segment * l.OH * l.OW / THEANO_TODAY_BAND;
     if (bands > most) bands = (long)most;
-    if (bands > l.PH) bands = l.PH;
+    if (bands > l.PH / 2) bands = l.PH / 2;
     for (long b = 0; b < bands; b++)    // a band of zeros at the image's border is none
         if (band(l, b, bands).l.H < 1) return 1;
     return bands > 1 ? bands : 1;
@@ -125,7 +127,7 @@ class Buffer {
 
 // Each thread's own.
 struct Scratch {
-    Buffer image, strip, keep, out, planes;    // forward
+    Buffer image, strip, keep, out, planes, tiles, products;    // forward
     Buffer gradient, dense, dx, window, outputs, output_entries, filter_entries, ends, filter_offsets, exact;
 };
 static inline Scratch& scratch() {
@@ -229,9 +231,10 @@ static inline double as_number(uint32_t magnitude_bits) {
 struct Filters {
     Images weights;         // [O][C][KH][KW] as they are given
     const float* few;       // see conv_few.hpp, or NULL
+    const float* winograd;  // see conv_winograd.hpp, or NULL
     float *forward, *backward, *bias;
     double largest, largest_bias;
-    Buffer forward_buffer, backward_buffer, bias_buffer, few_buffer, contiguous, places;
+    Buffer forward_buffer, backward_buffer, bias_buffer, few_buffer, winograd_buffer, contiguous, places;
 
     // Weights, bias and what bounds them; the rest is packed where it is needed.
     void set(const Layer& l, const Images& w, const float* given_bias, ptrdiff_t bias_step);
@@ -258,7 +261,7 @@ static int32_t* places_of_weights(const Layer& l, long row, Buffer& buffer) {
 
 inline void Filters::set(const Layer& l, const Images& w, const float* given_bias, ptrdiff_t bias_step) {
     weights = w;
-    few = forward = backward = NULL;
+    few = winograd = forward = backward = NULL;
     const long K = l.KH * l.segment;
     const bool whole_rows = (l.KW == 1 || w.w == 1) && (l.KH == 1 || w.h == l.KW) && (l.C == 1 || w.c == l.KH * l.KW);
     if (!whole_rows || w.n < K) {
@@ -314,7 +317,7 @@ inline void Filters::pack_backward(const Layer& l) {
 // Whether the conv outputs of an image could be anything but finite.
 static bool may_overflow(const Layer& l, const Filters& f, const Image& x) {
     double bound = as_number(magnitude(x, l.C, l.H, l.W)) * f.largest * l.KH * l.segment + f.largest_bias;
-    return !(bound < FLT_MAX / 4);    // also where the bound is NaN
+    return !(bound < FLT_MAX / 64);    // also where the bound is NaN; 64: what is summed on the way may be larger
 }
 
 }    // namespace conv

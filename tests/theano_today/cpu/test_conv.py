@@ -306,6 +306,46 @@ def test_kernels_on_wide_images(kernels, seed):
         check_layer(kernels, rng, *arrays, assert_same=np.testing.assert_array_equal)
 
 
+@pytest.mark.parametrize('size', [2, 3])
+@pytest.mark.parametrize('seed', range(4))
+def test_filters_of_few_products(kernels, size, seed):
+    # Layers that conv_winograd.hpp may take: with any pooling, odd and even sizes, the last block of filters short.
+    rng = np.random.RandomState(500 + seed)
+    for _ in range(4):
+        n, c, o = rng.randint(2, 4), rng.choice([16, 32]), rng.choice([16, 17, 32, 33, 50])
+        h, w = rng.randint(24, 30, 2)
+        pads = ((0, 0), (0, 0)) if rng.rand() < .4 else tuple(map(tuple, rng.randint(0, 3, (2, 2))))
+        pooling, relu, dropped = None, RELUS[rng.randint(4)], rng.rand() < .5
+        if rng.rand() < .7:
+            window = [(2, 2), (2, 2), (3, 3), (3, 2)][rng.randint(4)]
+            pooling = Pooling(window, [window, (4, 4)][rng.randint(2)], (0, 0), rng.rand() < .7)
+        layer = Reference(pads, (1, 1), pooling, relu, rng.rand() < .7)
+        arrays = [rng.randint(-2, 3, shape).astype('float32') for shape in ((n, c, h, w), (o, c, size, size), (o,))]
+        if rng.rand() < .2:
+            arrays[0][0, 3, 5, 7] = rng.choice([np.nan, np.inf, -np.inf])
+        shape = layer.forward(*arrays, None, 1.).shape
+        arrays += [rng.rand(*shape).astype('float32') if dropped else None, rng.randint(-2, 3, shape).astype('float32')]
+        check_layer(kernels, rng, layer, *arrays, assert_same=np.testing.assert_array_equal)
+
+
+def test_bits_do_not_depend_on_threads(kernels):
+    rng = np.random.RandomState(7)
+    for pooling, size in ((None, 3), (Pooling((3, 3), (3, 3), (0, 0), True), 2)):
+        x, W, b = (rng.randn(*shape).astype('float32') for shape in ((1, 16, 60, 61), (32, 16, size, size), (32,)))
+        layer = Reference(((0, 0), (0, 0)), (1, 1), pooling, RELUS[1], False)
+        shape = layer.forward(x, W, b, None, 1.).shape
+        results = []
+        for threads in (1, 2, 3, 7):
+            before = kernels.threads(threads)
+            try:
+                results.append(run(kernels, layer, x, W, b, None, np.zeros(shape, 'float32'))[0])
+            finally:
+                kernels.threads(before)
+        for result in results[1:]:
+            np.testing.assert_array_equal(result, results[0])
+        np.testing.assert_allclose(results[0], layer.forward(x, W, b, None, 1.), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize('shape', [(1, 3, 2, 60), (2, 20, 13, 17), (3, 67, 40, 41), (1, 200, 37, 36), (2, 5, 3, 3)])
 @pytest.mark.parametrize('filters', [1, 4, 5, 10, 18, 21])
 def test_filters_of_one_pixel(kernels, shape, filters):
