@@ -13,7 +13,7 @@ Importing this package
 4. has g++ compile the headers of Theano's C modules once (`theano_today.headers`),
 5. tells the C library to keep memory that compiled functions free, which they take again in every
    step (`theano_today.memory`),
-6. has threads that wait for work give their core back soon (`theano_today.threads`).
+6. has OpenBLAS's threads give their core back when a product is done (`theano_today.threads`).
 
 A flag that you set in ``THEANO_FLAGS`` or in a ``.theanorc`` always wins over ours.
 
