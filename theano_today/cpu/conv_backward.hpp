@@ -742,7 +742,7 @@ static bool backward(const Layer& l, const Images& x, const Images& w, const flo
     static thread_local Filters filters;
     static thread_local Plan cuts;
     static thread_local Buffer buffer, dx_buffer;
-    long threads = available_threads();
+    long threads = threads_for(l);
     const long bands = bands_of(l, threads), tasks = l.N * bands;
     if (threads > tasks) threads = tasks ? tasks : 1;
     double* memory;

@@ -220,11 +220,11 @@ static bool forward(const Layer& l, const Images& x, const Images& w, const floa
         return false;
     }
     const Filters& f = filters;
-    const long bands = bands_of(l, available_threads());
+    const long threads = threads_for(l), bands = bands_of(l, threads);
     bool done = true;
 // Images are independent, so whoever is free takes the next: another program on one of the cores then slows only that
 // core's share. (The backward pass sums over images and must always cut them in the same way.)
-#pragma omp parallel for schedule(dynamic) reduction(&& : done)
+#pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(&& : done)
     for (long t = 0; t < l.N * bands; t++) {
         try {
             const long i = t / bands;

@@ -77,24 +77,28 @@ static inline Band band(const Layer& l, long number, long bands) {
 #define THEANO_TODAY_BAND 1e6
 #endif
 
+// Of an image.
+static inline double multiplications(const Layer& l) { return (double)l.O * l.KH * l.segment * l.OH * l.OW; }
+
+// How many threads there are for a layer: one where it is so small that others would not be awake in time.
+static inline long threads_for(const Layer& l) {
+#ifdef _OPENMP
+    return l.N * multiplications(l) < THEANO_TODAY_BAND / 8 ? 1 : omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
 // How many bands an image is cut into.
 static long bands_of(const Layer& l, long threads) {
     if (!l.N || threads < 2 * l.N || l.pool_pad_h) return 1;
     long bands = threads / l.N;
-    const double most = (double)l.O * l.KH * l.segment * l.OH * l.OW / THEANO_TODAY_BAND;
+    const double most = multiplications(l) / THEANO_TODAY_BAND;
     if (bands > most) bands = (long)most;
     if (bands > l.PH / 2) bands = l.PH / 2;
     for (long b = 0; b < bands; b++)    // a band of zeros at the image's border is none
         if (band(l, b, bands).l.H < 1) return 1;
     return bands > 1 ? bands : 1;
-}
-
-static inline long available_threads() {
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
 }
 
 // ---- memory ----

@@ -650,8 +650,8 @@ def test_short_memory_is_an_error():
         function = theano.function([x, W], [h.sum()] + T.grad(h.sum(), [x, W]))
         names = [type(node.op).__name__ for node in function.maker.fgraph.toposort()]
         assert 'ConvPool' in names and 'ConvPoolGrad' in names
-        X, F = np.ones((1, 1, 40, 40), 'f'), np.ones((2, 1, 3, 3), 'f')
-        before = function(X, F)[0]
+        X, F = np.ones((1, 1, 200, 200), 'f'), np.ones((2, 1, 3, 3), 'f')
+        before = function(X, F)[0]  # it is large enough to start the threads, which take memory, too
         image, filters = np.ones((1, 4, 1500, 1500), 'f'), np.ones((2, 4, 3, 3), 'f')
         with open('/proc/self/statm') as file:
             size = int(file.read().split()[0]) * resource.getpagesize()
