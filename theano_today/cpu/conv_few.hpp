@@ -106,7 +106,7 @@ static void few_tile(const Planes& in, long x, const FewFilters& f, float* out, 
 #pragma GCC unroll 4
                     for (int v = 0; v < V; v++) {
                         pixels[v] = load(p + v * LANES);
-                        if (f.KH == 1) __builtin_prefetch(p + (2 * V + v) * LANES);    // of the tile after the next
+                        if (f.KH == 1) prefetch(p + (2 * V + v) * LANES);    // of the tile after the next
                     }
 #pragma GCC unroll 4
                     for (int o = 0; o < F; o++) {
@@ -244,9 +244,9 @@ static void forward_few_pooled(const Layer& l, const Planes& x, const FewFilters
             }
             if (l.pool_w == 2 && l.pool_stride_w == 2)
                 for (long k = 0; k < l.PW; k += LANES) {
-                    uvec even, odd;
-                    load_pairs((const uint32_t*)above + 2 * k, &even, &odd);
-                    store_first(to + k, max((vec)even, (vec)odd), (int)std::min<long>(LANES, l.PW - k));
+                    vec even, odd;
+                    load_pairs(above + 2 * k, &even, &odd);
+                    store_first(to + k, max(even, odd), (int)std::min<long>(LANES, l.PW - k));
                 }
             else
                 for (long k = 0; k < l.PW; k++)

@@ -171,6 +171,16 @@ SIMD_INLINE void load_pairs(const uint32_t* p, uvec* a, uvec* b) {
 #endif
 }
 
+SIMD_INLINE void load_pairs(const float* p, vec* a, vec* b) {
+#if SIMD_AVX512 || SIMD_AVX || SIMD_SSE
+    uvec first, second;
+    load_pairs((const uint32_t*)p, &first, &second);
+    *a = (vec)first, *b = (vec)second;
+#else
+    for (int l = 0; l < LANES; l++) (*a)[l] = p[2 * l], (*b)[l] = p[2 * l + 1];
+#endif
+}
+
 SIMD_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 
 // out[j * out_row + i] = in[i * in_row + j] for 8 x 8 floats, written row after row.
