@@ -191,7 +191,7 @@ static void forward_image(const Layer& l, const Filters& f, const Image& image, 
             for (long yy = y; yy < end; yy++) pool_row(l, o, z, first, columns, l.O, yy, 0, false);
         }
         const Tiles tiles(first, last, columns);
-        float* const v = s.tiles.get<float>(winograd ? places(l) * tiles.count() * l.C : 0);
+        float* const v = s.tiles.get<float>(winograd ? places(l) * tiles.count() * round_up(l.C, LANES) : 0);
         float* const m = s.products.get<float>(winograd ? places(l) * tiles.count() * BLOCK : 0);
         if (winograd) transform_image(l, x, tiles, v);
         for (long b = 0; b < l.O && !few; b += BLOCK) {

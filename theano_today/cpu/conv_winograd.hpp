@@ -9,7 +9,7 @@
 // they are m0 + m1 and m1 + m2: three. In both directions that is 9 in place of 16, and with filters of 3x3, where 4
 // products do for two outputs, 16 in place of 36:
 //
-//     image ────► V[place][tile][C]              tiles of (K + 1) x (K + 1) pixels, two apart, transformed
+//     image ────► V[place][tile][C rounded up]   tiles of (K + 1) x (K + 1) pixels, two apart, transformed
 //     filters ──► U[place][C][filters]           the same of all filters
 //                 M[place] = V[place] U[place]   a product of matrices for each of the (K + 1)² places
 //     M ────────► 2 x 2 conv outputs of each tile
@@ -56,11 +56,11 @@ SIMD_INLINE void transform_products(const vec* m, int from, vec* y, int to) {
 
 // ---- which layers ----
 
-// Layers with enough channels to fill vectors, and enough tiles to be worth the filters' transform. Strips and bands of
-// an image begin at even rows, so that they have the tiles of the whole image, and the bits.
+// Layers with enough channels to be worth the transforms, and enough tiles to be worth that of the filters. Strips and
+// bands of an image begin at even rows, so that they have the tiles of the whole image, and the bits.
 static inline bool is_winograd(const Layer& l) {
-    return l.KH == l.KW && (l.KW == 2 || l.KW == 3) && l.stride_h == 1 && l.stride_w == 1 && l.C % LANES == 0 &&
-           l.C >= 16 && l.O >= 16 && l.disjoint && !l.pool_pad_h && l.N * l.OH * l.OW >= 1024;
+    return l.KH == l.KW && (l.KW == 2 || l.KW == 3) && l.stride_h == 1 && l.stride_w == 1 && l.C >= 16 &&
+           l.O >= 16 && l.disjoint && !l.pool_pad_h && l.N * l.OH * l.OW >= 1024;
 }
 
 // ---- filters ----
@@ -97,7 +97,7 @@ struct Tiles {
 
 template <int K>
 static void transform_image(const Layer& l, const float* x, const Tiles& tiles, float* v) {
-    const long place = tiles.count() * l.C;
+    const long place = tiles.count() * round_up(l.C, LANES);
     const float* pixels[(K + 1) * (K + 1)];
     for (long ty = 0; ty < tiles.down; ty++)
         for (long tx = 0; tx < tiles.across; tx++) {
@@ -110,7 +110,8 @@ static void transform_image(const Layer& l, const float* x, const Tiles& tiles, 
             for (long c = 0; c < l.C; c += LANES, v += LANES) {
                 vec d[(K + 1) * (K + 1)];
 #pragma GCC unroll 16
-                for (int p = 0; p < (K + 1) * (K + 1); p++) d[p] = load(pixels[p] + c);
+                for (int p = 0; p < (K + 1) * (K + 1); p++)
+                    d[p] = c + LANES <= l.C ? load(pixels[p] + c) : load_first(pixels[p] + c, (int)(l.C - c));
 #pragma GCC unroll 4
                 for (int j = 0; j <= K; j++) transform_pixels<K>(d + j, K + 1, d + j);
 #pragma GCC unroll 4
@@ -130,9 +131,9 @@ static void winograd_rows(const Layer& l, const float* v, const float* u, const 
     alignas(64) static const float none[BLOCK] = {};
     const long count = tiles.count(), place = count * width;
     Layer pixels = l;    // for each place a layer with filters of 1x1, whose image is a row of tiles
-    pixels.KH = pixels.KW = 1, pixels.segment = l.C, pixels.padded_w = count;
+    pixels.KH = pixels.KW = 1, pixels.segment = l.C, pixels.C = round_up(l.C, LANES), pixels.padded_w = count;
     for (long p = 0; p < (K + 1) * (K + 1); p++)
-        conv_rows(pixels, v + p * count * l.C, 0, 1, count, u + p * l.C * width, none, m + p * place, width);
+        conv_rows(pixels, v + p * count * pixels.C, 0, 1, count, u + p * l.C * width, none, m + p * place, width);
     for (long ty = 0; ty < tiles.down; ty++)
         for (long tx = 0; tx < tiles.across; tx++, m += width)
             for (long r = 0; r < width; r += LANES) {

@@ -312,7 +312,7 @@ def test_filters_of_few_products(kernels, size, seed):
     # Layers that conv_winograd.hpp may take: with any pooling, odd and even sizes, the last block of filters short.
     rng = np.random.RandomState(500 + seed)
     for _ in range(4):
-        n, c, o = rng.randint(2, 4), rng.choice([16, 32]), rng.choice([16, 17, 32, 33, 50])
+        n, c, o = rng.randint(2, 4), rng.choice([16, 19, 32, 45]), rng.choice([16, 17, 32, 33, 50])
         h, w = rng.randint(24, 30, 2)
         pads = ((0, 0), (0, 0)) if rng.rand() < .4 else tuple(map(tuple, rng.randint(0, 3, (2, 2))))
         pooling, relu, dropped = None, RELUS[rng.randint(4)], rng.rand() < .5
