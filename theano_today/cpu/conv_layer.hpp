@@ -74,7 +74,7 @@ static inline Band band(const Layer& l, long number, long bands) {
 
 // Multiplications that are worth a band.
 #ifndef THEANO_TODAY_BAND
-#define THEANO_TODAY_BAND 1e6
+#define THEANO_TODAY_BAND 2e5
 #endif
 
 // Of an image.
@@ -83,7 +83,7 @@ static inline double multiplications(const Layer& l) { return (double)l.O * l.KH
 // How many threads there are for a layer: one where it is so small that others would not be awake in time.
 static inline long threads_for(const Layer& l) {
 #ifdef _OPENMP
-    return l.N * multiplications(l) < THEANO_TODAY_BAND / 8 ? 1 : omp_get_max_threads();
+    return l.N * multiplications(l) < THEANO_TODAY_BAND / 2 ? 1 : omp_get_max_threads();
 #else
     return 1;
 #endif
