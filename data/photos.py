@@ -65,6 +65,7 @@ APART = 0.05            # of the distance of the eyes: cuts that end farther apa
 # A pupil is looked for in a square about the eye centre.  Lengths are shares of the distance of the
 # eyes; the edge of an iris is 0.09 from its middle in grown-ups, whoever they are.
 EYE_SIDE, EYE_PIXELS = 0.5, 49  # of the square, and how many pixels it is cut into
+EYE_SCALE = (EYE_PIXELS - 1) / EYE_SIDE  # its pixels to the distance of the eyes
 EDGE_FROM, EDGE_TO = 0.04, 0.11  # how far from the middle the edge is looked for
 INWARD, UP = 0.02, 0.015  # where a pupil is from where nets put the eye centre, in the mean
 LIKELY = 0.09, 0.075    # deviation from there, across and down
@@ -416,7 +417,7 @@ def pupils(photo, eyes):
     middle = (EYE_PIXELS - 1) / 2
     for expected in ((-INWARD, -UP), (INWARD, -UP)), ((0, 0), (0, 0)):
         across = eyes[0] - eyes[1]
-        turn = np.column_stack([across, (-across[1], across[0])]) * (EYE_SIDE / (EYE_PIXELS - 1))
+        turn = np.column_stack([across, (-across[1], across[0])]) / EYE_SCALE
         eyes = np.array([eye + turn @ _pupil(photo.cut(
             np.column_stack([turn, eye - turn @ (middle, middle)]), EYE_PIXELS), place)
             for eye, place in zip(eyes, expected)])
@@ -428,10 +429,9 @@ def _about_the_middle():
     """For the square of an eye: the filters that see an edge all around, and where each pixel is."""
     offset = np.arange(EYE_PIXELS, dtype=np.float32) - (EYE_PIXELS - 1) / 2
     x, y = np.meshgrid(offset, offset)
-    scale = (EYE_PIXELS - 1) / EYE_SIDE
     far = np.hypot(x, y)
-    ring = np.clip((far - EDGE_FROM * scale) / 2 + 0.5, 0, 1) * np.clip(
-        (EDGE_TO * scale - far) / 2 + 0.5, 0, 1) / np.maximum(far, 1)
+    ring = np.clip((far - EDGE_FROM * EYE_SCALE) / 2 + 0.5, 0, 1) * np.clip(
+        (EDGE_TO * EYE_SCALE - far) / 2 + 0.5, 0, 1) / np.maximum(far, 1)
     ring /= ring.sum() * np.maximum(far, 1)
     return x * ring, y * ring, x, y
 
@@ -443,15 +443,14 @@ def _pupil(image, expected):
     """
     cv2 = _opencv()
     to_right, down, x, y = _about_the_middle()
-    scale = (EYE_PIXELS - 1) / EYE_SIDE
-    unlikely = (((x / scale - expected[0]) / LIKELY[0]) ** 2 +
-                ((y / scale - expected[1]) / LIKELY[1]) ** 2)
-    image = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 0.012 * scale)
-    image -= image.mean()
+    unlikely = (((x / EYE_SCALE - expected[0]) / LIKELY[0]) ** 2 +
+                ((y / EYE_SCALE - expected[1]) / LIKELY[1]) ** 2)
+    image = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 0.012 * EYE_SCALE)
+    image -= image.mean()  # or darkness, where all pixels are alike, leaves no digits for the rest
     gradient = np.array([cv2.Sobel(image, cv2.CV_32F, 1, 0), cv2.Sobel(image, cv2.CV_32F, 0, 1)])
     size = np.hypot(*gradient)
     gradient /= size + 3 * size.mean() + 1e-6
-    dark = -cv2.GaussianBlur(image, (0, 0), 0.03 * scale) / (image.std() + 1e-6)
+    dark = -cv2.GaussianBlur(image, (0, 0), 0.03 * EYE_SCALE) / (image.std() + 1e-6)
     votes = cv2.filter2D(gradient[0], -1, to_right) + cv2.filter2D(gradient[1], -1, down)
     votes += 0.09 * dark - 0.15 * unlikely
     weights = np.exp((votes - votes.max()) / SURE)

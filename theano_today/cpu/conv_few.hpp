@@ -334,45 +334,37 @@ static void few_gradient(const Layer& l, const Image& g, const uint8_t* masks, f
     }
 }
 
-// dw of one image of one row, with filters of 1x1, added to sums[c][stride].
-static void few_dw_pointwise(const Layer& l, const FewGradients& dz, const Planes& x, double* dw, long stride) {
-    const long PIXELS = 1024;    // of a sum in float32
+// For all filters and `weights` weights, whose pixels are `step` apart, the sums of FewWeights, added to
+// dw[weight * dw_weight + filter].
+static void few_sums(const Layer& l, const Planes& dz, const Planes& image, long weights, ptrdiff_t step, long rows,
+                     long columns, double* dw, long dw_weight) {
     float sums[FEW * FEW_IN_ROW];
-    for (long at = 0; at < l.OW; at += PIXELS)
-        for (long c = 0; c < l.C; c += FEW_IN_ROW)
-            for (long o = 0; o < l.O; o += FEW) {
-                const long filters = l.O - o < FEW ? l.O - o : FEW, pixels = l.OW - at < PIXELS ? l.OW - at : PIXELS;
-                const long channels = l.C - c < FEW_IN_ROW ? l.C - c : FEW_IN_ROW;
-                few_weights(filters, channels)(
-                    Planes{dz.output_row(0) + o * dz.plane + at, dz.plane, 0},
-                    Planes{x.data + c * x.plane + at, x.plane, 0}, x.plane, 1, pixels, sums);
-                for (long f = 0; f < filters; f++)
-                    for (long k = 0; k < channels; k++) dw[(c + k) * stride + o + f] += sums[f * channels + k];
-            }
+    for (long j = 0; j < weights; j += FEW_IN_ROW)
+        for (long o = 0; o < l.O; o += FEW) {
+            const long filters = l.O - o < FEW ? l.O - o : FEW, n = weights - j < FEW_IN_ROW ? weights - j : FEW_IN_ROW;
+            few_weights(filters, n)(Planes{dz.data + o * dz.plane, dz.plane, dz.row},
+                                    Planes{image.data + j * step, image.plane, image.row}, step, rows, columns, sums);
+            for (long f = 0; f < filters; f++)
+                for (long k = 0; k < n; k++) dw[(j + k) * dw_weight + o + f] += sums[f * n + k];
+        }
 }
 
 // dw of one image, added to sums[(i * KW + j) * C + c][stride].
 static void few_dw(const Layer& l, const FewGradients& dz, const Planes& x, double* dw, long stride) {
-    if (is_pointwise(l) && l.OH == 1) return few_dw_pointwise(l, dz, x, dw, stride);
     const long PIXELS = 1024;    // of a sum in float32
+    if (is_pointwise(l) && l.OH == 1) {
+        for (long at = 0; at < l.OW; at += PIXELS)
+            few_sums(l, Planes{dz.output_row(0) + at, dz.plane, 0}, Planes{x.data + at, x.plane, 0}, l.C, x.plane, 1,
+                     l.OW - at < PIXELS ? l.OW - at : PIXELS, dw, stride);
+        return;
+    }
     const long strip = PIXELS / l.OW + 1;
-    float sums[FEW * FEW_IN_ROW];
-    for (long y = 0; y < l.OH; y += strip) {
-        const long rows = l.OH - y < strip ? l.OH - y : strip;
+    for (long y = 0; y < l.OH; y += strip)
         for (long c = 0; c < l.C; c++)
             for (long i = 0; i < l.KH; i++)
-                for (long o = 0; o < l.O; o += FEW)
-                    for (long j = 0; j < l.KW; j += FEW_IN_ROW) {
-                        const long filters = l.O - o < FEW ? l.O - o : FEW;
-                        const long columns = l.KW - j < FEW_IN_ROW ? l.KW - j : FEW_IN_ROW;
-                        few_weights(filters, columns)(
-                            Planes{dz.output_row(y) + o * dz.plane, dz.plane, dz.row},
-                            Planes{x.data + c * x.plane + (y + i) * x.row + j, x.plane, x.row}, 1, rows, l.OW, sums);
-                        for (long f = 0; f < filters; f++)
-                            for (long k = 0; k < columns; k++)
-                                dw[((i * l.KW + j + k) * l.C + c) * stride + o + f] += sums[f * columns + k];
-                    }
-    }
+                few_sums(l, Planes{dz.output_row(y), dz.plane, dz.row},
+                         Planes{x.data + c * x.plane + (y + i) * x.row, x.plane, x.row}, l.KW, 1,
+                         l.OH - y < strip ? l.OH - y : strip, l.OW, dw + (i * l.KW * l.C + c) * stride, l.C * stride);
 }
 
 // dx of one image.

@@ -191,12 +191,10 @@ static void forward_image(const Layer& l, const Filters& f, const Image& image, 
             for (long yy = y; yy < end; yy++) pool_row(l, o, z, first, columns, l.O, yy, 0, false);
         }
         const Tiles tiles(first, last, columns);
-        float* const v = s.tiles.get<float>(winograd ? places(l) * tiles.count() * round_up(l.C, LANES) : 0);
-        float* const m = s.products.get<float>(winograd ? places(l) * tiles.count() * BLOCK : 0);
-        if (winograd) transform_image(l, x, tiles, v);
+        const float* const v = winograd ? transform_image(l, x, tiles) : NULL;
         for (long b = 0; b < l.O && !few; b += BLOCK) {
             const long width = l.O - b <= LANES ? LANES : BLOCK;
-            if (winograd) winograd_rows(l, v, f.winograd + b * places(l) * l.C, f.bias + b, tiles, width, m, z);
+            if (winograd) winograd_rows(l, v, f.winograd + b * places(l) * l.C, f.bias + b, tiles, width, z);
             else conv_rows(l, x, first, last, columns, f.forward + b * K, f.bias + b, z, width);
             for (long yy = y; yy < end; yy++) pool_row(l, o, z, first, columns, width, yy, b, exact);
         }

@@ -95,8 +95,10 @@ struct Tiles {
     long count() const { return down * across; }
 };
 
+// V, in this thread's memory.
 template <int K>
-static void transform_image(const Layer& l, const float* x, const Tiles& tiles, float* v) {
+static const float* transform_image(const Layer& l, const float* x, const Tiles& tiles) {
+    float *const all = scratch().tiles.get<float>(places(l) * tiles.count() * round_up(l.C, LANES)), *v = all;
     const long place = tiles.count() * round_up(l.C, LANES);
     const float* pixels[(K + 1) * (K + 1)];
     for (long ty = 0; ty < tiles.down; ty++)
@@ -120,16 +122,18 @@ static void transform_image(const Layer& l, const float* x, const Tiles& tiles, 
                 for (int p = 0; p < (K + 1) * (K + 1); p++) store(v + p * place, d[p]);
             }
         }
+    return all;
 }
 
 // ---- outputs ----
 
-// One block of filters: from V and the block's U to z[row - begin][column][width]. `m` has room for M.
+// One block of filters: from V and the block's U to z[row - begin][column][width].
 template <int K>
 static void winograd_rows(const Layer& l, const float* v, const float* u, const float* bias, const Tiles& tiles,
-                          long width, float* m, float* z) {
+                          long width, float* z) {
     alignas(64) static const float none[BLOCK] = {};
     const long count = tiles.count(), place = count * width;
+    float* m = scratch().products.get<float>(places(l) * place);
     Layer pixels = l;    // for each place a layer with filters of 1x1, whose image is a row of tiles
     pixels.KH = pixels.KW = 1, pixels.segment = l.C, pixels.C = round_up(l.C, LANES), pixels.padded_w = count;
     for (long p = 0; p < (K + 1) * (K + 1); p++)
@@ -155,14 +159,13 @@ static void winograd_rows(const Layer& l, const float* v, const float* u, const 
 }
 
 // The same for filters of either size.
-static inline void transform_image(const Layer& l, const float* x, const Tiles& tiles, float* v) {
-    if (l.KW == 2) transform_image<2>(l, x, tiles, v);
-    else transform_image<3>(l, x, tiles, v);
+static inline const float* transform_image(const Layer& l, const float* x, const Tiles& tiles) {
+    return l.KW == 2 ? transform_image<2>(l, x, tiles) : transform_image<3>(l, x, tiles);
 }
 static inline void winograd_rows(const Layer& l, const float* v, const float* u, const float* bias, const Tiles& tiles,
-                                 long width, float* m, float* z) {
-    if (l.KW == 2) winograd_rows<2>(l, v, u, bias, tiles, width, m, z);
-    else winograd_rows<3>(l, v, u, bias, tiles, width, m, z);
+                                 long width, float* z) {
+    if (l.KW == 2) winograd_rows<2>(l, v, u, bias, tiles, width, z);
+    else winograd_rows<3>(l, v, u, bias, tiles, width, z);
 }
 static inline const float* transform_filters(const Layer& l, const float* filters, Buffer& buffer) {
     float* const u = buffer.get<float>(round_up(l.O, BLOCK) * places(l) * l.C);
