@@ -742,9 +742,9 @@ static bool backward(const Layer& l, const Images& x, const Images& w, const flo
     static thread_local Filters filters;
     static thread_local Plan cuts;
     static thread_local Buffer buffer, dx_buffer;
-    long threads = threads_for(l);
+    int threads = threads_for(l);
     const long bands = bands_of(l, threads), tasks = l.N * bands;
-    if (threads > tasks) threads = tasks ? tasks : 1;
+    if (threads > tasks) threads = tasks ? (int)tasks : 1;
     double* memory;
     float* dx_memory = NULL;
     long size;
@@ -764,23 +764,18 @@ static bool backward(const Layer& l, const Images& x, const Images& w, const flo
     const Filters& f = filters;
     const Plan& plan = cuts;
     const BandsOfDx parts = {l, bands, dx_memory};
-    bool done = true;
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : done)
-    for (long t = 0; t < threads; t++) {
-        try {
-            Sums sums(l, plan, memory + t * size);
-            for (long k = tasks * t / threads; k < tasks * (t + 1) / threads; k++) {
-                const long i = k / bands;
-                const Band b = band(l, k % bands, bands);
-                const Image to = !dx.data ? Image{NULL, 0, 0, 0} : bands > 1 ? parts.of(k, b.l.H) : dx[i];
-                backward_image(b.l, f, plan, b.of_input(x[i]), masks + i * l.masks_bytes() + b.masks(),
-                               b.of_output(g[i]), to, sums, dw != NULL);
-            }
-            sums.finish();
-        } catch (const std::bad_alloc&) {
-            done = false;
+    const bool done = parallel::in_shares(threads, threads, 1, [&](long t) {
+        Sums sums(l, plan, memory + t * size);
+        for (long k = tasks * t / threads; k < tasks * (t + 1) / threads; k++) {
+            const long i = k / bands;
+            const Band b = band(l, k % bands, bands);
+            const Image to = !dx.data ? Image{NULL, 0, 0, 0} : bands > 1 ? parts.of(k, b.l.H) : dx[i];
+            backward_image(b.l, f, plan, b.of_input(x[i]), masks + i * l.masks_bytes() + b.masks(), b.of_output(g[i]),
+                           to, sums, dw != NULL);
         }
-    }
+        sums.finish();
+        return true;
+    });
     if (dx_memory && done) parts.add_to(dx);
     if (!dw || !done) return done;
     const long K = l.KH * l.segment, step = Sums::step(l, plan);

@@ -218,29 +218,22 @@ static bool forward(const Layer& l, const Images& x, const Images& w, const floa
         return false;
     }
     const Filters& f = filters;
-    const long threads = threads_for(l), bands = bands_of(l, threads);
-    bool done = true;
-// Images are independent, so whoever is free takes the next: another program on one of the cores then slows only that
-// core's share. (The backward pass sums over images and must always cut them in the same way.)
-#pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(&& : done)
-    for (long t = 0; t < l.N * bands; t++) {
-        try {
-            const long i = t / bands;
-            const Band b = band(l, t % bands, bands);
-            Pooled o;
-            o.masks = masks ? masks + i * l.masks_bytes() + b.masks() : NULL;
-            o.keep = NULL;
-            if (l.dropout) {
-                uint8_t* keep = scratch().keep.get<uint8_t>(b.l.PH * l.PW * l.plane_bytes);
-                keep_bits(b.l, b.of_output(samples[i]), keep);
-                o.keep = keep;
-            }
-            forward_image(b.l, f, b.of_input(x[i]), b.of_output(out[i]), o);
-        } catch (const std::bad_alloc&) {
-            done = false;
+    const int threads = threads_for(l);
+    const long bands = bands_of(l, threads);
+    return parallel::in_turn(threads, l.N * bands, [&](long t) {
+        const long i = t / bands;
+        const Band b = band(l, t % bands, bands);
+        Pooled o;
+        o.masks = masks ? masks + i * l.masks_bytes() + b.masks() : NULL;
+        o.keep = NULL;
+        if (l.dropout) {
+            uint8_t* keep = scratch().keep.get<uint8_t>(b.l.PH * l.PW * l.plane_bytes);
+            keep_bits(b.l, b.of_output(samples[i]), keep);
+            o.keep = keep;
         }
-    }
-    return done;
+        forward_image(b.l, f, b.of_input(x[i]), b.of_output(out[i]), o);
+        return true;
+    });
 }
 
 }    // namespace conv

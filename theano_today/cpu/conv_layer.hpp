@@ -4,11 +4,8 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
-#include <new>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #include "layer.hpp"
+#include "parallel.hpp"
 #include "simd.hpp"
 
 namespace conv {
@@ -81,16 +78,12 @@ static inline Band band(const Layer& l, long number, long bands) {
 static inline double multiplications(const Layer& l) { return (double)l.O * l.KH * l.segment * l.OH * l.OW; }
 
 // How many threads there are for a layer: one where it is so small that others would not be awake in time.
-static inline long threads_for(const Layer& l) {
-#ifdef _OPENMP
-    return l.N * multiplications(l) < THEANO_TODAY_BAND / 2 ? 1 : omp_get_max_threads();
-#else
-    return 1;
-#endif
+static inline int threads_for(const Layer& l) {
+    return l.N * multiplications(l) < 2 * THEANO_TODAY_BAND ? 1 : parallel::most_threads();
 }
 
 // How many bands an image is cut into.
-static long bands_of(const Layer& l, long threads) {
+static long bands_of(const Layer& l, int threads) {
     if (!l.N || threads < 2 * l.N || l.pool_pad_h) return 1;
     long bands = threads / l.N;
     const double most = multiplications(l) / THEANO_TODAY_BAND;
@@ -103,8 +96,8 @@ static long bands_of(const Layer& l, long threads) {
 
 // ---- memory ----
 
-// Scratch memory that grows and is kept between calls. Throws std::bad_alloc: `forward` and `backward` catch it, within
-// each thread, and return false.
+// Scratch memory that grows and is kept between calls. Throws std::bad_alloc: `forward` and `backward` catch it (within
+// each thread: see parallel.hpp), and return false.
 class Buffer {
     void* p = NULL;
     size_t size = 0;

@@ -17,10 +17,8 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <algorithm>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #include "matrix.hpp"
+#include "parallel.hpp"
 #include "simd.hpp"
 
 namespace matmul {
@@ -214,33 +212,14 @@ struct Grid {
 
 // Starting the threads takes a few microseconds, the time of some 100,000 multiplications.
 static inline int threads_for(double multiplications) {
-    int threads = 1;
-#ifdef _OPENMP
-    threads = omp_get_max_threads();
-#endif
-    return multiplications < 2e5 ? 1 : threads;
-}
-
-// Calls body(i) for i = 0, step, 2 step, ... below n; body, and this, return false when memory is short.
-template <class Body>
-static bool in_parallel(int threads, Index n, Index step, const Body& body) {
-    bool done = true;
-    if (threads == 1) {    // to start a team of one costs as much as a small product
-        for (Index i = 0; i < n; i += step) done = body(i) && done;
-        return done;
-    }
-#ifdef _OPENMP
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : done)
-#endif
-    for (Index i = 0; i < n; i += step) done = body(i) && done;
-    return done;
+    return multiplications < 2e5 ? 1 : parallel::most_threads();
 }
 
 // C[m x n] = A[m x depth] B[depth x n], the rows of C `ld` apart. Returns false when memory is short.
 static inline bool product(Matrix a, Matrix b, Index m, Index n, Index depth, float* c, Index ld) {
     const int threads = threads_for((double)m * n * depth);
     const Grid grid(m, n, threads);
-    return in_parallel(threads, threads, 1, [=](Index t) {
+    return parallel::in_shares(threads, threads, 1, [=](Index t) {
         return multiply_rectangle(a, b, depth, grid.part((int)t, m, n), Store{c, ld});
     });
 }

@@ -115,7 +115,7 @@ static inline bool direct_product(Matrix a, Matrix b, Index m, Index n, Index de
     }
     const int threads = threads_for((double)m * n * depth);
     const Grid grid(m, n, threads);
-    return in_parallel(threads, threads, 1, [=](Index t) {
+    return parallel::in_shares(threads, threads, 1, [=](Index t) {
         direct_rectangle(a, b, depth, grid.part((int)t, m, n), c, ld);
         return true;
     });

@@ -101,7 +101,7 @@ constexpr int power_of_two(int n) { return n < 2 ? 1 : 2 * power_of_two(n / 2); 
 
 // TOGETHER of the LANES partial sums of N columns and GROUPS vec of rows, as many as registers hold, from an A whose
 // rows lie side by side (each of its columns is contiguous). `a` and `b` (as above) begin at the first k of the first.
-template <int N, int GROUPS, int TOGETHER>
+template <bool ALL, int N, int GROUPS, int TOGETHER>
 SIMD_INLINE void partial_sums(const float* a, Index a_column, const float* b, Index b_column, int rows, Index depth,
                               vec* out) {
     constexpr int SUMS = TOGETHER * N * GROUPS;
@@ -112,8 +112,7 @@ SIMD_INLINE void partial_sums(const float* a, Index a_column, const float* b, In
         vec x[GROUPS];
 #pragma GCC unroll 4
         for (int g = 0; g < GROUPS; g++)
-            x[g] = GROUPS > 1 ? simd::load(a + (k + l) * a_column + g * LANES)
-                              : simd::load_first(a + (k + l) * a_column, rows);
+            x[g] = load_some<ALL>(a + (k + l) * a_column + g * LANES, rows);
 #pragma GCC unroll 8
         for (int j = 0; j < N; j++) {
             const vec y = simd::broadcast(b[j * b_column + k + l]);
@@ -136,14 +135,14 @@ SIMD_INLINE void partial_sums(const float* a, Index a_column, const float* b, In
     for (int i = 0; i < SUMS; i++) out[i] = sum[i];
 }
 
-// The sum of LANES partial sums that are STEP vec apart.
-template <int STEP>
+// The sum of N (a power of two) partial sums that are STEP vec apart.
+template <int STEP, int N = LANES>
 SIMD_INLINE vec pairwise(const vec* sums) {
-    vec sum[LANES];
+    vec sum[N];
 #pragma GCC unroll 16
-    for (int l = 0; l < LANES; l++) sum[l] = sums[l * STEP];
+    for (int l = 0; l < N; l++) sum[l] = sums[l * STEP];
 #pragma GCC unroll 4
-    for (int half = LANES / 2; half > 0; half /= 2)
+    for (int half = N / 2; half > 0; half /= 2)
 #pragma GCC unroll 8
         for (int l = 0; l < half; l++) sum[l] += sum[l + half];
     return sum[0];
@@ -157,9 +156,9 @@ SIMD_INLINE void store_rows(vec v, Index n, float* c, Index row) {
         for (Index r = 0; r < n; r++) c[r * row] = v[r];
 }
 
-// GROUPS * LANES rows of N columns of C; where GROUPS is 1, `rows` of them.
-template <int N, int GROUPS>
-static void vectors_of_rows(const float* a, Index a_column, const float* b, int rows, Index depth, float* c, Index row,
+// GROUPS * LANES rows of N columns of C; where not ALL, `rows` of them (and GROUPS is 1).
+template <bool ALL, int N, int GROUPS>
+SIMD_INLINE void vectors_of_rows(const float* a, Index a_column, const float* b, int rows, Index depth, float* c, Index row,
                             Index column) {
     constexpr int FITTING = power_of_two(HELD / (N * GROUPS)), TOGETHER = FITTING < LANES ? FITTING : LANES;
     double total[N][GROUPS * LANES] = {};
@@ -168,7 +167,7 @@ static void vectors_of_rows(const float* a, Index a_column, const float* b, int 
         const Index k1 = std::min(depth, k0 + CHAIN * LANES);
         vec partial[LANES * N * GROUPS];
         for (int l = 0; l < LANES; l += TOGETHER)
-            partial_sums<N, GROUPS, TOGETHER>(a + (k0 + l) * a_column, a_column, b + k0 + l, depth, rows, k1 - k0 - l,
+            partial_sums<ALL, N, GROUPS, TOGETHER>(a + (k0 + l) * a_column, a_column, b + k0 + l, depth, rows, k1 - k0 - l,
                                               partial + l * N * GROUPS);
         for (int j = 0; j < N; j++)
             for (int g = 0; g < GROUPS; g++)
@@ -189,13 +188,104 @@ static void vectors_of_rows(const float* a, Index a_column, const float* b, int 
 template <int N>
 static void rows_by_lanes(const float* a, Index a_column, const float* b, Index rows, Index depth, float* c, Index row,
                           Index column) {
-    constexpr int GROUPS = N == 1 ? 2 : N > HELD / 4 ? power_of_two(HELD / N) : 4;
+    constexpr int GROUPS = N == 1 ? 1 : N > HELD / 4 ? power_of_two(HELD / N) : 4;
     Index i = 0;
     for (; i + GROUPS * LANES <= rows; i += GROUPS * LANES)
-        vectors_of_rows<N, GROUPS>(a + i, a_column, b, GROUPS * LANES, depth, c + i * row, row, column);
+        vectors_of_rows<true, N, GROUPS>(a + i, a_column, b, GROUPS * LANES, depth, c + i * row, row, column);
     for (; i < rows; i += LANES)
-        vectors_of_rows<N, 1>(a + i, a_column, b, (int)std::min<Index>(LANES, rows - i), depth, c + i * row, row,
-                              column);
+        vectors_of_rows<false, N, 1>(a + i, a_column, b, (int)std::min<Index>(LANES, rows - i), depth, c + i * row, row,
+                                     column);
+}
+
+// One column of C from such an A: the partial sums of STREAM rows wait in the first-level cache, so that A is read a
+// column, or some columns, after the other.
+
+constexpr Index STREAM = 256;
+
+// N arrays of partial sums, added up.
+template <int N>
+static void add_up(const float (&partial)[N][STREAM], Index rows, float* c, Index row) {
+    for (Index i = 0; i < rows; i += LANES) {
+        vec sums[N];
+#pragma GCC unroll 16
+        for (int l = 0; l < N; l++) sums[l] = simd::load(partial[l] + i);
+        store_rows(pairwise<1, N>(sums), rows - i, c + i * row, row);
+    }
+}
+
+// K more products for LANES partial sums (or n), of columns of A that are LANES apart.
+template <bool ALL, int K>
+SIMD_INLINE void add_columns(const float* a, Index a_column, const vec (&x)[K], float* partial, bool first, Index n) {
+    vec sum = first ? simd::zero() : simd::load(partial);
+#pragma GCC unroll 4
+    for (int k = 0; k < K; k++) sum = simd::fma(load_some<ALL>(a + k * LANES * a_column, (int)n), x[k], sum);
+    simd::store(partial, sum);
+}
+
+// For all rows.
+template <int K>
+static void add_columns(const float* a, Index a_column, const float* b, Index rows, float* partial, bool first) {
+    vec x[K];
+    for (int k = 0; k < K; k++) x[k] = simd::broadcast(b[k * LANES]);
+    Index i = 0;
+    for (; i + LANES <= rows; i += LANES) add_columns<true>(a + i, a_column, x, partial + i, first, LANES);
+    if (i < rows) add_columns<false>(a + i, a_column, x, partial + i, first, rows - i);
+}
+
+// Up to STREAM rows.
+static void stream(const float* a, Index a_column, const float* b, Index rows, Index depth, float* c, Index row) {
+    alignas(64) float partial[LANES][STREAM] = {};
+    for (Index l = 0; l < LANES; l++)
+        for (Index k = l; k < depth; k += 4 * LANES) {
+            const Index more = std::min<Index>(4, (depth - k - 1) / LANES + 1);
+            const auto add = more == 4 ? add_columns<4> : more == 3 ? add_columns<3> : more == 2 ? add_columns<2>
+                                                                                         : add_columns<1>;
+            add(a + k * a_column, a_column, b + k, rows, partial[l], k == l);
+        }
+    add_up(partial, rows, c, row);
+}
+
+// The sum of four partial sums of K products each, for LANES rows (or n) from row i on.
+template <bool ALL, int K>
+SIMD_INLINE vec sum_of_four(const float* const (&p)[4][K], const vec (&x)[4][K], Index i, Index n) {
+    vec sums[4];
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; q++) {
+        sums[q] = simd::zero();
+#pragma GCC unroll 4
+        for (int j = 0; j < K; j++) sums[q] = simd::fma(load_some<ALL>(p[q][j] + i, (int)n), x[q][j], sums[q]);
+    }
+    return pairwise<1, 4>(sums);
+}
+
+// The same as `stream` where no partial sum has more than K products.
+template <int K>
+static void short_stream(const float* a, Index a_column, const float* b, Index rows, Index depth, float* c, Index row) {
+    constexpr int QUARTER = LANES < 4 ? 1 : LANES / 4;
+    static const float zeros[STREAM] = {};
+    alignas(64) float partial[QUARTER][STREAM];
+    for (int l = 0; l < QUARTER; l++) {
+        const float* p[4][K];
+        vec x[4][K];
+        for (int q = 0; q < 4; q++)
+            for (int j = 0; j < K; j++) {
+                const Index k = l + q * QUARTER + j * LANES;
+                p[q][j] = k < depth ? a + k * a_column : zeros;
+                x[q][j] = k < depth ? simd::broadcast(b[k]) : simd::zero();
+            }
+        Index i = 0;
+        for (; i + LANES <= rows; i += LANES) simd::store(partial[l] + i, sum_of_four<true>(p, x, i, LANES));
+        if (i < rows) simd::store(partial[l] + i, sum_of_four<false>(p, x, i, rows - i));
+    }
+    add_up(partial, rows, c, row);
+}
+
+typedef void (*Stream)(const float*, Index, const float*, Index, Index, float*, Index);
+
+static Stream stream_for(Index depth) {
+    if (LANES < 4 || depth > 4 * LANES) return stream;
+    return depth > 3 * LANES ? short_stream<4> : depth > 2 * LANES ? short_stream<3> : depth > LANES ? short_stream<2>
+                                                                                                    : short_stream<1>;
 }
 
 // ---- at most NARROW columns, short sums ----
@@ -260,6 +350,10 @@ struct NarrowKernels<0> {
 static bool long_sums(Matrix a, const float* b, Index i0, Index i1, Index n, Index depth, float* c, Index row,
                       Index column) {
     if (a.row == 1 && a.column != 1) {
+        if (n == 1 && depth <= CHAIN * LANES) {
+            stream_for(depth)(a.at(i0, 0), a.column, b, i1 - i0, depth, c + i0 * row, row);
+            return true;
+        }
         NarrowKernels<(int)NARROW>::by_lanes(n)(a.at(i0, 0), a.column, b, i1 - i0, depth, c + i0 * row, row, column);
         return true;
     }
@@ -297,8 +391,9 @@ static bool narrow_product(Matrix a, Matrix b, Index m, Index n, Index depth, fl
     else
         for (Index j = 0; j < n; j++)
             for (Index k = 0; k < depth; k++) packed.data[j * depth + k] = *b.at(k, j);
-    return in_parallel(threads_for((double)m * n * depth), m, BLOCK, [=, &packed](Index i0) {
-        const Index i1 = std::min(m, i0 + BLOCK);
+    const Index step = n == 1 ? STREAM : BLOCK;
+    return parallel::in_shares(threads_for((double)m * n * depth), m, step, [=, &packed](Index i0) {
+        const Index i1 = std::min(m, i0 + step);
         if (!are_short) return long_sums(a, packed.data, i0, i1, n, depth, c, row, column);
         alignas(64) float columns[SHORT * BLOCK];
         const Matrix block = side_by_side(Matrix{a.at(i0, 0), a.row, a.column}, i1 - i0, depth, columns);
@@ -365,7 +460,7 @@ static bool shallow_product(Matrix a, Matrix b, Index m, Index n, Index depth, f
     }
     const ShallowRows kernel = ShallowKernels<(int)SHALLOW>::find(depth);
     constexpr Index STRIP = 32 * LANES;    // columns: that part of B's rows stays in the first-level cache
-    return in_parallel(threads_for((double)m * n * depth), m, BLOCK, [=](Index i) {
+    return parallel::in_shares(threads_for((double)m * n * depth), m, BLOCK, [=](Index i) {
         for (Index j = 0; j < n; j += STRIP)
             kernel(Matrix{a.at(i, 0), a.row, a.column}, b.data + j, b.row, std::min(BLOCK, m - i),
                    std::min(STRIP, n - j), c + i * n + j, n);

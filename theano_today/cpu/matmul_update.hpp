@@ -23,7 +23,7 @@ static bool update_through_memory(const Factors* products, int count, Index m, I
     if (!whole.data) return false;
     for (int p = 0; p < count; p++)
         if (!product_of(products[p].a, products[p].b, m, n, products[p].depth, whole.data + p * m * n)) return false;
-    return in_parallel(threads_for((double)m * n), m, 1, [=, &whole, &rule](Index i) {
+    return parallel::in_shares(threads_for((double)m * n), m, 1, [=, &whole, &rule](Index i) {
         const float* rows[MOST_PRODUCTS];
         for (int p = 0; p < count; p++) rows[p] = whole.data + (p * m + i) * n;
         rule(rows, n, i, 0, 1, n);
@@ -103,7 +103,7 @@ template <class Rule>
 static bool update(const Factors* products, int count, Index m, Index n, Index depth, const Rule& rule) {
     const int threads = threads_for((double)m * n * depth);
     const Grid grid(m, n, threads);
-    return in_parallel(threads, threads, 1, [=, &rule](Index t) {
+    return parallel::in_shares(threads, threads, 1, [=, &rule](Index t) {
         return update_rectangle(products, count, grid.part((int)t, m, n), rule);
     });
 }

@@ -188,12 +188,21 @@ def test_narrow_products_have_the_same_bits_in_any_layout(kernels):
     random = np.random.RandomState(8)
     for m, depth, n in [(33, 100, 3), (100, 20, 8), (5, 200, 70), (40, 8, 40), (70, 1000, 10), (77, 53, 1),
                         (1, 300, 41), (9, 5, 1), (2, 40000, 1), (40, 7, 9), (3, 1857, 18), (150, 90, 4), (150, 90, 5),
-                        (4, 90, 150), (140, 17000, 1), (70, 17000, 3)]:
+                        (4, 90, 150), (140, 17000, 1), (70, 17000, 3), (1, 5, 300), (1, 17, 257), (1, 42, 600),
+                        (1, 64, 256), (1, 65, 5), (1, 400, 513)]:
         a, b = random.randn(m, depth).astype('float32'), random.randn(depth, n).astype('float32')
         expected = multiply(kernels.product_of, a, b)
         for left in in_layouts(a):
             for right in in_layouts(b):
                 np.testing.assert_array_equal(multiply(kernels.product_of, left, right), expected)
+
+
+@pytest.mark.parametrize('depth', [1, 6, 17, 42, 64, 70])
+def test_a_row_times_a_matrix_keeps_infinity_in_its_column(kernels, depth):
+    random = np.random.RandomState(depth)
+    a, b = integers(random, 1, depth) + 5, integers(random, depth, 300)
+    b[0, 7] = np.inf
+    np.testing.assert_array_equal(multiply(kernels.product_of, a, b), a.dot(b))
 
 
 @pytest.mark.parametrize('name', ['sparse_product', 'sparse_update'])
