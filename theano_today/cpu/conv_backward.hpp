@@ -715,8 +715,7 @@ struct BandsOfDx {
     Image of(long t, long H) const { return Image{memory + t * l.C * l.H * l.W, H * l.W, l.W, 1}; }
 
     void add_to(const Images& dx) const {
-#pragma omp parallel for schedule(static)
-        for (long q = 0; q < l.N * l.C; q++) {
+        parallel::in_shares(parallel::most_threads(), l.N * l.C, 1, [&](long q) {
             const long i = q / l.C, c = q % l.C;
             float* const plane = dx.data + i * dx.n + c * dx.c;
             for (long y = 0; y < l.H; y++)
@@ -728,7 +727,8 @@ struct BandsOfDx {
                     for (long x = 0; x < l.W; x++)
                         plane[(part.input + y) * dx.h + x * dx.w] += from.data[c * from.c + y * l.W + x];
             }
-        }
+            return true;
+        });
     }
 };
 

@@ -101,7 +101,7 @@ constexpr int power_of_two(int n) { return n < 2 ? 1 : 2 * power_of_two(n / 2); 
 
 // TOGETHER of the LANES partial sums of N columns and GROUPS vec of rows, as many as registers hold, from an A whose
 // rows lie side by side (each of its columns is contiguous). `a` and `b` (as above) begin at the first k of the first.
-template <bool ALL, int N, int GROUPS, int TOGETHER>
+template <int N, int GROUPS, int TOGETHER>
 SIMD_INLINE void partial_sums(const float* a, Index a_column, const float* b, Index b_column, int rows, Index depth,
                               vec* out) {
     constexpr int SUMS = TOGETHER * N * GROUPS;
@@ -112,7 +112,8 @@ SIMD_INLINE void partial_sums(const float* a, Index a_column, const float* b, In
         vec x[GROUPS];
 #pragma GCC unroll 4
         for (int g = 0; g < GROUPS; g++)
-            x[g] = load_some<ALL>(a + (k + l) * a_column + g * LANES, rows);
+            x[g] = GROUPS > 1 ? simd::load(a + (k + l) * a_column + g * LANES)
+                              : simd::load_first(a + (k + l) * a_column, rows);
 #pragma GCC unroll 8
         for (int j = 0; j < N; j++) {
             const vec y = simd::broadcast(b[j * b_column + k + l]);
@@ -156,9 +157,9 @@ SIMD_INLINE void store_rows(vec v, Index n, float* c, Index row) {
         for (Index r = 0; r < n; r++) c[r * row] = v[r];
 }
 
-// GROUPS * LANES rows of N columns of C; where not ALL, `rows` of them (and GROUPS is 1).
-template <bool ALL, int N, int GROUPS>
-SIMD_INLINE void vectors_of_rows(const float* a, Index a_column, const float* b, int rows, Index depth, float* c, Index row,
+// GROUPS * LANES rows of N columns of C; where GROUPS is 1, `rows` of them.
+template <int N, int GROUPS>
+static void vectors_of_rows(const float* a, Index a_column, const float* b, int rows, Index depth, float* c, Index row,
                             Index column) {
     constexpr int FITTING = power_of_two(HELD / (N * GROUPS)), TOGETHER = FITTING < LANES ? FITTING : LANES;
     double total[N][GROUPS * LANES] = {};
@@ -167,7 +168,7 @@ SIMD_INLINE void vectors_of_rows(const float* a, Index a_column, const float* b,
         const Index k1 = std::min(depth, k0 + CHAIN * LANES);
         vec partial[LANES * N * GROUPS];
         for (int l = 0; l < LANES; l += TOGETHER)
-            partial_sums<ALL, N, GROUPS, TOGETHER>(a + (k0 + l) * a_column, a_column, b + k0 + l, depth, rows, k1 - k0 - l,
+            partial_sums<N, GROUPS, TOGETHER>(a + (k0 + l) * a_column, a_column, b + k0 + l, depth, rows, k1 - k0 - l,
                                               partial + l * N * GROUPS);
         for (int j = 0; j < N; j++)
             for (int g = 0; g < GROUPS; g++)
@@ -188,13 +189,13 @@ SIMD_INLINE void vectors_of_rows(const float* a, Index a_column, const float* b,
 template <int N>
 static void rows_by_lanes(const float* a, Index a_column, const float* b, Index rows, Index depth, float* c, Index row,
                           Index column) {
-    constexpr int GROUPS = N == 1 ? 1 : N > HELD / 4 ? power_of_two(HELD / N) : 4;
+    constexpr int GROUPS = N == 1 ? 2 : N > HELD / 4 ? power_of_two(HELD / N) : 4;
     Index i = 0;
     for (; i + GROUPS * LANES <= rows; i += GROUPS * LANES)
-        vectors_of_rows<true, N, GROUPS>(a + i, a_column, b, GROUPS * LANES, depth, c + i * row, row, column);
+        vectors_of_rows<N, GROUPS>(a + i, a_column, b, GROUPS * LANES, depth, c + i * row, row, column);
     for (; i < rows; i += LANES)
-        vectors_of_rows<false, N, 1>(a + i, a_column, b, (int)std::min<Index>(LANES, rows - i), depth, c + i * row, row,
-                                     column);
+        vectors_of_rows<N, 1>(a + i, a_column, b, (int)std::min<Index>(LANES, rows - i), depth, c + i * row, row,
+                              column);
 }
 
 // One column of C from such an A: the partial sums of STREAM rows wait in the first-level cache, so that A is read a
@@ -232,9 +233,9 @@ static void add_columns(const float* a, Index a_column, const float* b, Index ro
     if (i < rows) add_columns<false>(a + i, a_column, x, partial + i, first, rows - i);
 }
 
-// Up to STREAM rows.
+// Up to STREAM rows; no partial sum is empty.
 static void stream(const float* a, Index a_column, const float* b, Index rows, Index depth, float* c, Index row) {
-    alignas(64) float partial[LANES][STREAM] = {};
+    alignas(64) float partial[LANES][STREAM];
     for (Index l = 0; l < LANES; l++)
         for (Index k = l; k < depth; k += 4 * LANES) {
             const Index more = std::min<Index>(4, (depth - k - 1) / LANES + 1);
@@ -280,10 +281,14 @@ static void short_stream(const float* a, Index a_column, const float* b, Index r
     add_up(partial, rows, c, row);
 }
 
+static bool is_streamed(Matrix a, Index n, Index depth) {
+    return n == 1 && a.row == 1 && a.column != 1 && depth <= CHAIN * LANES;
+}
+
 typedef void (*Stream)(const float*, Index, const float*, Index, Index, float*, Index);
 
 static Stream stream_for(Index depth) {
-    if (LANES < 4 || depth > 4 * LANES) return stream;
+    if (LANES < 4 || depth > 4 * LANES) return stream;    // at least LANES products
     return depth > 3 * LANES ? short_stream<4> : depth > 2 * LANES ? short_stream<3> : depth > LANES ? short_stream<2>
                                                                                                     : short_stream<1>;
 }
@@ -349,11 +354,11 @@ struct NarrowKernels<0> {
 // Rows i0 .. i1 - 1. `b` as above. Returns false when memory is short.
 static bool long_sums(Matrix a, const float* b, Index i0, Index i1, Index n, Index depth, float* c, Index row,
                       Index column) {
+    if (is_streamed(a, n, depth)) {
+        stream_for(depth)(a.at(i0, 0), a.column, b, i1 - i0, depth, c + i0 * row, row);
+        return true;
+    }
     if (a.row == 1 && a.column != 1) {
-        if (n == 1 && depth <= CHAIN * LANES) {
-            stream_for(depth)(a.at(i0, 0), a.column, b, i1 - i0, depth, c + i0 * row, row);
-            return true;
-        }
         NarrowKernels<(int)NARROW>::by_lanes(n)(a.at(i0, 0), a.column, b, i1 - i0, depth, c + i0 * row, row, column);
         return true;
     }
@@ -391,8 +396,10 @@ static bool narrow_product(Matrix a, Matrix b, Index m, Index n, Index depth, fl
     else
         for (Index j = 0; j < n; j++)
             for (Index k = 0; k < depth; k++) packed.data[j * depth + k] = *b.at(k, j);
-    const Index step = n == 1 ? STREAM : BLOCK;
-    return parallel::in_shares(threads_for((double)m * n * depth), m, step, [=, &packed](Index i0) {
+    const int threads = threads_for((double)m * n * depth);
+    Index step = BLOCK;
+    if (is_streamed(a, n, depth)) step = std::max(BLOCK, std::min(STREAM, round_up((m - 1) / threads + 1, LANES)));
+    return parallel::in_shares(threads, m, step, [=, &packed](Index i0) {
         const Index i1 = std::min(m, i0 + step);
         if (!are_short) return long_sums(a, packed.data, i0, i1, n, depth, c, row, column);
         alignas(64) float columns[SHORT * BLOCK];

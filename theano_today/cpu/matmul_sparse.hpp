@@ -72,16 +72,13 @@ class Lists {
     bool make(int threads) {
         if (!memory.data) return false;
         const Index BLOCK = 16;    // rows: a cache line where rows are what lies side by side in memory
-#ifdef _OPENMP
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-#endif
-        for (Index row = 0; row < rows; row += BLOCK)
+        return parallel::in_shares(threads, rows, BLOCK, [this](Index row) {
             for (Index piece = 0; piece < pieces; piece++)
                 if (row + BLOCK <= rows) make<BLOCK>(piece, row);
                 else
                     for (Index r = row; r < rows; r++) make<1>(piece, r);
-        (void)threads;
-        return true;
+            return true;
+        });
     }
 
     const Entry* list(Index piece, Index row) const { return entries(piece, row); }

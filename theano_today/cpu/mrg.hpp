@@ -12,9 +12,7 @@
 #pragma once
 #include <stddef.h>
 #include <algorithm>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "parallel.hpp"
 #include "simd.hpp"
 
 namespace mrg {
@@ -113,10 +111,8 @@ struct BernoulliFloat {
 template <class Put>
 static void draw(int32_t* state, Index streams, Index n, const Put& put) {
     const Index rounds = n / streams, rest = n % streams;
-#ifdef _OPENMP
-#pragma omp parallel for schedule(static) if (n > 100000)
-#endif
-    for (Index s = 0; s < streams; s += LANES) {
+    const int threads = n > 100000 ? parallel::most_threads() : 1;
+    parallel::in_shares(threads, streams, LANES, [=, &put](Index s) {
         Streams lanes;
         const Index exist = std::min<Index>(LANES, streams - s);
         lanes.read(state + s * 6, exist);
@@ -131,7 +127,8 @@ static void draw(int32_t* state, Index streams, Index n, const Put& put) {
             put.first(rounds * streams + s, lanes.next(), last);
             lanes.write(state + s * 6, last);
         }
-    }
+        return true;
+    });
 }
 
 }    // namespace mrg
