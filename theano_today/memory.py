@@ -7,7 +7,7 @@ the next call.  Everybody else's large arrays keep coming from the kernel and go
 
                         arrays above 32 MB      free memory at the end of the heap
     in a function       from the heap           stays
-    elsewhere           from the kernel         stays up to what functions have needed, and 64 MB
+    elsewhere           from the kernel         stays up to what functions have needed, and 32 MB
 
 When a function is deleted, so is what it kept.
 """
@@ -83,7 +83,7 @@ class _Heap:
         self._set_trim_threshold()
 
     def _set_trim_threshold(self):
-        self._mallopt(_M_TRIM_THRESHOLD, min(self._needed + 64 * _MB, _LARGEST_INT))
+        self._mallopt(_M_TRIM_THRESHOLD, min(self._needed + 32 * _MB, _LARGEST_INT))
 
     def keep(self):
         """A function begins."""

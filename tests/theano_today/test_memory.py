@@ -52,6 +52,17 @@ print(before, resident())
 ''')
         assert after < before + 80
 
+    def test_before_any_function_has_run_as_without_theano_today(self):
+        before, after = run('''
+before = resident()
+array = np.ones((1, 10000), 'float32')
+for _ in range(30):
+    array = np.vstack([array, np.ones((300, 10000), 'float32')])
+del array
+print(before, resident())
+''')
+        assert after < before + 25  # glibc's own settings: 11
+
     def test_many_arrays_of_the_user_go_back_too(self):
         before, after = run('''
 sums(X); before = resident()
